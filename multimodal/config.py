@@ -1,0 +1,162 @@
+"""The exported pruning config: what to prune, how, and where the numbers came from. Plain JSON, validated."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+
+from multimodal.errors import FlowpruneError
+from multimodal.methods import Method, method_named
+
+FILE_NAME = "pruning.json"
+SCHEMA_VERSION = 1
+
+Positions = Literal["compact", "original"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PruningStep(_Strict):
+    """One step of the schedule.
+
+    Args:
+        layer: the language-model layer it comes before; 0 is before the language model.
+        keep_ratio: share of the visual tokens *that are left* which it keeps, in (0, 1].
+    """
+
+    layer: int = Field(ge=0)
+    keep_ratio: float = Field(gt=0, le=1)
+
+
+class TunedModel(_Strict):
+    """The model that a config was tuned for."""
+
+    id: str
+    revision: str | None = None
+    architecture: str
+    layers: int
+
+
+class Budget(_Strict):
+    """What was asked for and what the config meets: a share of the unpruned model's."""
+
+    measure: Literal["retention"] = "retention"
+    asked: float = Field(gt=0, le=1)
+    met: float = Field(gt=0, le=1)
+
+
+class Provenance(_Strict):
+    """Where a config comes from."""
+
+    study: str
+    trial: int
+    calibration_discrepancy: float
+    heldout_discrepancy: float | None = None
+    data_digest: str
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+def _method(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return method_named(value.get("name")).model_validate(value)
+
+
+class PruningConfig(_Strict):
+    """A complete, self-contained description of how to prune one model.
+
+    Args:
+        method: the method and its parameters.
+        schedule: pruning steps, layers strictly increasing, at least one.
+        positions: ``compact`` re-numbers the tokens left after the step at layer 0; ``original`` keeps each token's
+            own position. Inner steps always keep them.
+        image_mean, image_std: of the model's image processor; needed only by methods that look at pixels.
+        model, budget, provenance: what the config was tuned for, under, and by; None when written by hand.
+    """
+
+    schema_version: Literal[1] = 1
+    method: Annotated[SerializeAsAny[Method], BeforeValidator(_method)]
+    schedule: tuple[PruningStep, ...] = Field(min_length=1)
+    positions: Positions = "original"
+    image_mean: tuple[float, ...] | None = None
+    image_std: tuple[float, ...] | None = None
+    model: TunedModel | None = None
+    budget: Budget | None = None
+    provenance: Provenance | None = None
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise FlowpruneError(one_sentence(error)) from error
+
+    @model_validator(mode="after")
+    def _layers_increase(self) -> "PruningConfig":
+        layers = [step.layer for step in self.schedule]
+        if layers != sorted(set(layers)):
+            raise ValueError(f"the layers {layers} must be strictly increasing")
+        return self
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> "PruningConfig":
+        """Load from a file, a folder that holds a ``pruning.json``, or a hub id.
+
+        Raises:
+            FlowpruneError: nothing there, or not a valid config; one sentence that names the field and the fix.
+        """
+        path = _locate(source)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise FlowpruneError(f"{path} is not a readable JSON file ({error}): export it again.") from error
+        if not isinstance(data, dict):
+            raise FlowpruneError(f"{path} holds no JSON object: export it again.")
+        version = data.get("schema_version", SCHEMA_VERSION)
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise FlowpruneError(
+                f"{path} has schema_version {version}, newer than {SCHEMA_VERSION}: upgrade flowprune to read it."
+            )
+        try:
+            return cls(**data)
+        except FlowpruneError as error:
+            raise FlowpruneError(f"{path}: {error}") from error
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write ``pruning.json`` into a folder, beside the model if you like; returns its path."""
+        path = Path(folder) / FILE_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        return path
+
+
+def _locate(source: str | Path) -> Path:
+    path = Path(source)
+    if path.is_dir():
+        path = path / FILE_NAME
+    if path.is_file():
+        return path
+    if path.suffix == ".json" or path.is_absolute() or str(source).count("/") != 1 or path.parent.exists():
+        raise FlowpruneError(f"{path} does not exist: give a {FILE_NAME}, a folder that holds one, or a hub id.")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(str(source), FILE_NAME))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FlowpruneError(f"No {FILE_NAME} for {source!r} here or on the hub ({reason}).") from error
+
+
+def one_sentence(error: ValidationError) -> str:
+    """A pydantic error as one sentence: the first field that is wrong, what it holds, what it should be."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or "schedule"
+    if first["type"] == "extra_forbidden":
+        return f"{field} is not a known key: remove it or check its spelling."
+    if first["type"] == "missing":
+        return f"{field} is missing: add it."
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{field} is {first['input']!r}: {message[0].lower()}{message[1:]}."

@@ -1,0 +1,107 @@
+"""What a pruning config costs and saves: tokens, FLOPs and KV bytes, by integer arithmetic on counts. No weights needed.
+
+How many tokens every step keeps is known here, before any embedding exists; what the pruner keeps must sum to it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PretrainedConfig
+
+from multimodal.config import PruningConfig, PruningStep
+from multimodal.layout import Layout
+
+
+def kept_counts(layout: Layout, schedule: Sequence[PruningStep]) -> list[int]:
+    """Visual tokens of one image that are left after each step, newline tokens included.
+
+    A step keeps round(keep_ratio · tokens left), halves up, but every newline token and at least one other.
+    """
+    left, counts = layout.visual_tokens, []
+    for step in schedule:
+        least = len(layout.newlines) + 1
+        left = min(left, max(least, math.floor(step.keep_ratio * left + 0.5)))
+        counts.append(left)
+    return counts
+
+
+def visual_tokens_by_layer(layout: Layout, schedule: Sequence[PruningStep], layers: int) -> list[int]:
+    """Visual tokens of one image that each language-model layer sees ``[layers]``."""
+    tokens = [layout.visual_tokens] * layers
+    for step, count in zip(schedule, kept_counts(layout, schedule), strict=True):
+        tokens[step.layer :] = [count] * (layers - step.layer)
+    return tokens
+
+
+def retention(layouts: Sequence[Layout], schedule: Sequence[PruningStep], layers: int) -> float:
+    """Visual tokens seen by a layer ÷ original visual tokens, averaged over layers, over all images together."""
+    seen = sum(sum(visual_tokens_by_layer(layout, schedule, layers)) for layout in layouts)
+    return seen / (layers * sum(layout.visual_tokens for layout in layouts))
+
+
+def kv_bytes(text_config: PretrainedConfig, tokens_by_layer: Sequence[int], element_bytes: int = 2) -> int:
+    """Bytes of keys and values that a prompt leaves in the cache.
+
+    Args:
+        text_config: of the language model.
+        tokens_by_layer: prompt tokens that each layer sees.
+        element_bytes: 2 for bfloat16 and float16, 4 for float32.
+    """
+    return sum(tokens_by_layer) * 2 * _key_heads(text_config) * _head_dim(text_config) * element_bytes
+
+
+def prefill_flops(text_config: PretrainedConfig, tokens_by_layer: Sequence[int]) -> int:
+    """Floating-point operations of a prefill's decoder layers (a multiply-add is two).
+
+    Projections and gated MLP are 2 · tokens · weights; attention's two products are 2 · 2 · tokens² · width, of which
+    a causal mask needs half, and half is counted. Embedding, norms and head are left out.
+    """
+    hidden, heads, dim = text_config.hidden_size, text_config.num_attention_heads, _head_dim(text_config)
+    projections = hidden * dim * (2 * heads + 2 * _key_heads(text_config))
+    weights = projections + 3 * hidden * text_config.intermediate_size
+    return sum(2 * tokens * weights + 2 * tokens * tokens * heads * dim for tokens in tokens_by_layer)
+
+
+def _head_dim(text_config: PretrainedConfig) -> int:
+    return getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
+
+
+def _key_heads(text_config: PretrainedConfig) -> int:
+    return getattr(text_config, "num_key_value_heads", None) or text_config.num_attention_heads
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one prompt, unpruned or pruned."""
+
+    retention: float
+    prefill_flops: int
+    kv_bytes: int
+
+
+def estimate(
+    text_config: PretrainedConfig,
+    layouts: Sequence[Layout],
+    text_tokens: int,
+    config: PruningConfig | None = None,
+    element_bytes: int = 2,
+) -> Costs:
+    """Costs of a prompt with these images.
+
+    Args:
+        text_config: of the language model.
+        layouts: of the prompt's images.
+        text_tokens: tokens that are not visual.
+        config: how it is pruned; None: not at all.
+        element_bytes: bytes of a cache element.
+    """
+    layers = text_config.num_hidden_layers
+    schedule = config.schedule if config else ()
+    visual = [visual_tokens_by_layer(layout, schedule, layers) for layout in layouts]
+    tokens = [text_tokens + sum(image[layer] for image in visual) for layer in range(layers)]
+    return Costs(
+        retention(layouts, schedule, layers),
+        prefill_flops(text_config, tokens),
+        kv_bytes(text_config, tokens, element_bytes),
+    )

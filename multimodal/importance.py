@@ -1,0 +1,100 @@
+"""Importance statistics of the vision tower: what an image contains (entropy) and what attention says about it.
+
+Pure functions, tensors in, tensors out; any number of leading dimensions. No ``[heads, N, N]`` array is ever kept:
+attention is formed for a chunk of query rows at a time.
+"""
+
+import torch
+from torch import Tensor
+
+GREY_LEVELS = 256
+CHUNK_ELEMENTS = 1 << 22  # attention weights formed at once: 16 MB in float32
+
+
+def patch_entropy(image: Tensor, patch_size: int) -> Tensor:
+    """Shannon entropy of the grey-level histogram of every patch (VFlowOpt, arXiv 2508.05211, §3.2).
+
+    Grey levels are the rounded mean of the channels of the *un-normalised* 8-bit image; 256 bins, base 2.
+
+    Args:
+        image: ``uint8 [..., H, W, 3]``; rows and columns beyond the last whole patch are ignored.
+        patch_size: patch side p, in pixels.
+
+    Returns:
+        Bits, ``[..., H // p, W // p]``, between 0 and 8.
+    """
+    if image.dtype != torch.uint8:
+        raise TypeError(f"patch_entropy needs an un-normalised uint8 image, not {image.dtype}.")
+    rows, columns = image.shape[-3] // patch_size, image.shape[-2] // patch_size
+    grey = image[..., : rows * patch_size, : columns * patch_size, :].float().mean(-1).round().long()
+    patches = grey.unflatten(-1, (columns, patch_size)).unflatten(-3, (rows, patch_size)).transpose(-3, -2).flatten(-2)
+    ones = torch.ones((), dtype=torch.float32, device=image.device).expand(patches.shape)
+    histogram = torch.zeros(*patches.shape[:-1], GREY_LEVELS, device=image.device).scatter_add_(-1, patches, ones)
+    return torch.special.entr(histogram / patch_size**2).sum(-1) / torch.log(torch.tensor(2.0, device=image.device))
+
+
+def attention_received(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
+    """Column means of the head-mean softmax attention: how much each token is looked at.
+
+    Args:
+        queries: ``[..., heads, N, d]``.
+        keys: ``[..., key heads, N, d]``; heads must be a multiple of key heads (grouped-query attention).
+        scaling: factor on the dot products.
+
+    Returns:
+        ``[..., N]``, float32, summing to 1.
+    """
+    everything = torch.full(queries.shape[:-3] + queries.shape[-2:-1], 1 / queries.shape[-2], device=queries.device)
+    return weighted_attention(queries, keys, scaling, everything)
+
+
+def context_relevance(
+    queries: Tensor, keys: Tensor, threshold: float, scaling: float, received: Tensor | None = None
+) -> Tensor:
+    """VFlowOpt's context relevance (arXiv 2508.05211, §3.2): what the most looked-at tokens look at.
+
+    The query set is every token whose received attention exceeds ``threshold`` times the mean; the relevance is the
+    mean of those tokens' attention rows. An empty set falls back to the single most-received token.
+
+    Args:
+        queries: ``[..., heads, N, d]``.
+        keys: ``[..., key heads, N, d]``.
+        threshold: t, in multiples of the mean received attention.
+        scaling: factor on the dot products.
+        received: :func:`attention_received` of the same tensors, if already known.
+
+    Returns:
+        ``[..., N]``, float32, summing to 1.
+    """
+    if received is None:
+        received = attention_received(queries, keys, scaling)
+    in_set = (received > threshold * received.mean(-1, keepdim=True)).sum(-1).clamp(min=1)
+    largest = int(in_set.max())  # the one host sync of a map
+    rows = received.topk(largest, dim=-1).indices
+    weights = (torch.arange(largest, device=rows.device) < in_set.unsqueeze(-1)) / in_set.unsqueeze(-1)
+    chosen = queries.gather(-2, rows[..., None, :, None].expand(*queries.shape[:-2], largest, queries.shape[-1]))
+    return weighted_attention(chosen, keys, scaling, weights)
+
+
+def weighted_attention(queries: Tensor, keys: Tensor, scaling: float, weights: Tensor) -> Tensor:
+    """Weighted sum, over query rows, of the head-mean softmax attention, in chunks of rows.
+
+    Args:
+        queries: ``[..., heads, rows, d]``.
+        keys: ``[..., key heads, N, d]``.
+        scaling: factor on the dot products.
+        weights: ``[..., rows]``.
+
+    Returns:
+        ``[..., N]``, float32.
+    """
+    heads, rows = queries.shape[-3], queries.shape[-2]
+    keys = keys.repeat_interleave(heads // keys.shape[-3], dim=-3).transpose(-1, -2)
+    row_elements = keys[..., 0, :].numel()
+    chunk = max(1, CHUNK_ELEMENTS // row_elements)
+    total = torch.zeros(keys.shape[:-3] + keys.shape[-1:], dtype=torch.float32, device=keys.device)
+    for start in range(0, rows, chunk):
+        part = slice(start, start + chunk)
+        attention = (queries[..., part, :] @ keys * scaling).softmax(-1, dtype=torch.float32)
+        total += torch.einsum("...hqn,...q->...n", attention, weights[..., part].float())
+    return total / heads

@@ -1,0 +1,53 @@
+"""How one image lies in the language model's input: which grids its visual tokens form, and which belong to no patch."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One image's visual tokens, in the order in which the language model reads them.
+
+    Hashable, so that images of one layout are handled together.
+
+    Args:
+        grids: (rows, columns) of each grid of patches, in order. A base view and its tiles are separate grids.
+        newlines: places, among this image's visual tokens, that belong to no patch (newline or class tokens).
+        tiles: how many images the vision tower sees for it.
+        image_size: (height, width) of the image before it was cut into tiles; None where packing needs none.
+    """
+
+    grids: tuple[tuple[int, int], ...]
+    newlines: tuple[int, ...] = ()
+    tiles: int = 1
+    image_size: tuple[int, int] | None = None
+
+    @property
+    def patch_tokens(self) -> int:
+        """Visual tokens that belong to a patch and can be pruned."""
+        return sum(rows * columns for rows, columns in self.grids)
+
+    @property
+    def visual_tokens(self) -> int:
+        """All visual tokens, newline tokens included."""
+        return self.patch_tokens + len(self.newlines)
+
+    @cached_property
+    def patch_places(self) -> Tensor:
+        """Places of the patch tokens among this image's visual tokens ``[patch tokens]``."""
+        is_patch = torch.ones(self.visual_tokens, dtype=torch.bool)
+        is_patch[list(self.newlines)] = False
+        return is_patch.nonzero().squeeze(1)
+
+    @cached_property
+    def cells(self) -> Tensor:
+        """(grid, row, column) of each patch token ``[patch tokens, 3]``."""
+        return torch.cat(
+            [
+                torch.cartesian_prod(torch.tensor([grid]), torch.arange(rows), torch.arange(columns))
+                for grid, (rows, columns) in enumerate(self.grids)
+            ]
+        )

@@ -1,0 +1,63 @@
+"""Load a vision-language model and its processor: the shipped one, a local path, or a hub id."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from multimodal.errors import FlowpruneError
+from multimodal.families import check_supported
+
+SHIPPED = {"tiny": Path(__file__).parent / "tiny"}
+
+
+def load_model(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    attention: str = "sdpa",
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Load a model for inference and its processor.
+
+    Args:
+        model: ``tiny`` (shipped), a local folder, or a hub id of a supported family.
+        revision: of the hub repository.
+        dtype: ``auto`` (the checkpoint's; float32 on a CPU), ``float32``, ``bfloat16`` or ``float16``.
+        device: ``auto`` (CUDA if there is one), or a torch device.
+        attention: ``eager``, ``sdpa`` or ``flash_attention_2``.
+        trust_remote_code: run code from the repository; off unless you ask.
+
+    Raises:
+        FlowpruneError: nothing there, or the family is not supported.
+    """
+    where = str(SHIPPED.get(str(model), model))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = _reading(where, lambda: AutoConfig.from_pretrained(where, **common))
+    check_supported(config.model_type)
+    if dtype == "auto" and device == "cpu":
+        dtype = "float32"
+    try:
+        loaded = AutoModelForImageTextToText.from_pretrained(
+            where, dtype=dtype, attn_implementation=attention, **common
+        )
+    except ImportError as error:
+        raise FlowpruneError(f"attention {attention!r} is not installed ({error}): use attention='sdpa'.") from error
+    processor = _reading(where, lambda: AutoProcessor.from_pretrained(where, **common))
+    processor.tokenizer.padding_side = "left"
+    return loaded.to(device).eval(), processor
+
+
+def _reading(where: str, read: Any) -> Any:
+    try:
+        return read()
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FlowpruneError(
+            f"No model could be read from {where!r} ({reason}): give 'tiny', a local folder or a hub id."
+        ) from error

@@ -1,0 +1,132 @@
+"""The contract between a pruning method and the pruner.
+
+A method is a pydantic model of its parameters and one rule. It is called by the pruner, never sees the model, and
+knows nothing of counts over layers, gathering, positions, masks or caches. Every tensor has a leading dimension of
+images: images of one layout are handed over together. Higher importance is kept.
+
+Life cycle, once a prefill: :meth:`Method.patch_importance` on what the vision tower showed (the pruner packs its
+result into visual tokens and carries it along), then at every pruning step :meth:`Method.reduce`, which by default
+keeps the ``count`` tokens that :meth:`Method.score` ranks highest. A greedy method overrides :meth:`Method.select`;
+a merging one overrides :meth:`Method.reduce`.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from multimodal.errors import FlowpruneError
+from multimodal.layout import Layout
+from multimodal.observation import VisionObservation
+
+
+@dataclass(frozen=True)
+class SearchRange:
+    """Where a search looks for a parameter; goes into the field's ``Annotated`` metadata."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """The prunable visual tokens still there at one pruning step, in a group of images that share a layout.
+
+    Args:
+        layer: the language-model layer the step comes before; 0 is before the language model.
+        layout: the images' layout.
+        index: which of the layout's patch tokens are still there ``[images, n]``, sorted.
+        features: their embeddings (layer 0) or hidden states ``[images, n, C]``.
+        importance: their importance map as left by the step before ``[images, n]``; None if the method has none.
+    """
+
+    layer: int
+    layout: Layout
+    index: Tensor
+    features: Tensor
+    importance: Tensor | None
+
+
+class Reduced(NamedTuple):
+    """What one pruning step leaves of every image.
+
+    Args:
+        kept: sorted indices into the step's tokens ``[images, count]``.
+        features: new features where tokens were merged ``[images, count, C]``; None: those they had.
+        importance: new importance ``[images, count]``; None: that they had.
+        sizes: how many tokens each stands for ``[images, count]``; None: one.
+    """
+
+    kept: Tensor
+    features: Tensor | None = None
+    importance: Tensor | None = None
+    sizes: Tensor | None = None
+
+
+class Method(BaseModel):
+    """A pruning method: parameters as fields, their search ranges as metadata, the rule as methods."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    registry: ClassVar[dict[str, type["Method"]]] = {}
+
+    name: str
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
+        cls.registry[cls.model_fields["name"].default] = cls
+
+    @property
+    def vision_layers(self) -> tuple[int, ...]:
+        """Vision layers whose queries and keys it reads; −1 is the layer that feeds the projector."""
+        return ()
+
+    @property
+    def needs_entropy(self) -> bool:
+        """Whether it reads the entropy of the patches."""
+        return False
+
+    @property
+    def biases_attention(self) -> float:
+        """Weight w: a token that stands for n tokens gets w · log n added to its attention logit."""
+        return 0.0
+
+    @property
+    def exact(self) -> bool:
+        """Whether :meth:`reduce` always leaves exactly ``count`` tokens."""
+        return True
+
+    def smallest_count(self, layout: Layout) -> int:
+        """The fewest tokens of an image that a step before the language model can leave."""
+        return 1
+
+    def patch_importance(self, vision: VisionObservation) -> Tensor | None:
+        """The importance map over the vision tower's patches ``[tiles, patches]``, or None."""
+        return None
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """Importance of the tokens still there ``[images, n]``."""
+        if tokens.importance is None:
+            raise NotImplementedError(f"{type(self).__name__} implements neither patch_importance nor score")
+        return tokens.importance
+
+    def select(self, tokens: VisualTokens, count: int) -> Tensor:
+        """Exactly ``count`` sorted indices into the tokens ``[images, count]``; ties go to the earlier token."""
+        order = self.score(tokens).argsort(dim=-1, descending=True, stable=True)
+        return order[:, :count].sort(dim=-1).values
+
+    def reduce(self, tokens: VisualTokens, count: int) -> Reduced:
+        """Leave ``count`` tokens of each image."""
+        return Reduced(self.select(tokens, count))
+
+
+def method_named(name: object) -> type[Method]:
+    """The method of that name.
+
+    Raises:
+        FlowpruneError: there is none; the message lists those there are.
+    """
+    if name not in Method.registry:
+        raise FlowpruneError(f"There is no method {name!r}: choose one of {', '.join(sorted(Method.registry))}.")
+    return Method.registry[str(name)]

@@ -1,0 +1,129 @@
+"""Attention is observed, not requested: a wrapper in transformers' attention registry sees queries and keys.
+
+The vision tower keeps its own attention backend; the wrapper notes the query and key tensors of the layers wanted and
+calls the backend below. Knows nothing of families or methods.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from multimodal.importance import attention_received
+
+PREFIX = "flowprune_"
+
+Observer = Callable[[Tensor, Tensor, float], None]
+_observers: WeakKeyDictionary[nn.Module, Observer] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """What one attention layer of the vision tower compared.
+
+    Args:
+        queries: ``[tiles, heads, tokens, d]``.
+        keys: ``[tiles, key heads, tokens, d]``.
+        scaling: factor on their dot products.
+        received: :func:`multimodal.importance.attention_received` of them ``[tiles, tokens]``, if already known.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    scaling: float
+    received: Tensor | None = None
+
+    def with_received(self) -> "LayerAttention":
+        """The same, with the received attention computed."""
+        return replace(self, received=attention_received(self.queries, self.keys, self.scaling))
+
+
+@dataclass(frozen=True)
+class VisionObservation:
+    """What the vision tower showed of a batch of tiles.
+
+    Args:
+        layers: attention by vision layer; −1 is the layer that feeds the projector.
+        entropy: bits of each patch ``[tiles, patches]``; None when nobody asked.
+        class_tokens: leading tower tokens that are no patch (class and register tokens).
+    """
+
+    layers: Mapping[int, LayerAttention]
+    entropy: Tensor | None
+    class_tokens: int
+
+    def tiles(self, part: Tensor) -> "VisionObservation":
+        """The observation of some tiles only, by index ``[tiles wanted]``."""
+        layers = {
+            layer: LayerAttention(
+                seen.queries[part],
+                seen.keys[part],
+                seen.scaling,
+                None if seen.received is None else seen.received[part],
+            )
+            for layer, seen in self.layers.items()
+        }
+        return VisionObservation(layers, None if self.entropy is None else self.entropy[part], self.class_tokens)
+
+
+@contextmanager
+def observed_attention(tower: PreTrainedModel, observers: Mapping[nn.Module, Observer]) -> Iterator[None]:
+    """Call each observer with (queries, keys, scaling) when an attention module inside its layer runs.
+
+    Args:
+        tower: the vision model whose attention backend is wrapped; restored on exit.
+        observers: by layer module.
+    """
+    if not observers:
+        yield
+        return
+    config = tower.config
+    backend = config._attn_implementation
+    wrapped = {inner: observer for layer, observer in observers.items() for inner in layer.modules()}
+    _observers.update(wrapped)
+    config._attn_implementation = _observing(backend)
+    try:
+        yield
+    finally:
+        config._attn_implementation = backend
+        for module in wrapped:
+            _observers.pop(module, None)
+
+
+def _observing(backend: str) -> str:
+    """Register, once, a backend that observes and then does what ``backend`` does; returns its name."""
+    name = PREFIX + backend
+
+    def forward(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+        if (observer := _observers.get(module)) is not None:
+            scaling = kwargs.get("scaling")
+            observer(query.detach(), key.detach(), query.shape[-1] ** -0.5 if scaling is None else scaling)
+        return _backend_function(backend, module)(module, query, key, value, mask, **kwargs)
+
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(name, forward)
+        if backend in ALL_MASK_ATTENTION_FUNCTIONS:
+            AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[backend])
+    return name
+
+
+def _backend_function(backend: str, module: nn.Module) -> Callable[..., Any]:
+    if backend == "eager":  # each modelling file has its own
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return ALL_ATTENTION_FUNCTIONS[backend]
+
+
+def unnormalised(pixel_values: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """8-bit pixels ``[tiles, H, W, 3]`` from normalised ones ``[tiles, 3, H, W]`` of range 0–1 before normalisation."""
+    shape = (1, -1, 1, 1)
+    mean_, std_ = (torch.tensor(x, dtype=torch.float32, device=pixel_values.device).view(shape) for x in (mean, std))
+    pixels = (pixel_values.float() * std_ + mean_).mul(255).round().clamp(0, 255)
+    return pixels.to(torch.uint8).permute(0, 2, 3, 1)
