@@ -1,4 +1,4 @@
-"""What a pruning config costs and saves: tokens, FLOPs and KV bytes, by integer arithmetic on counts. No weights needed.
+"""What a pruning config costs: tokens, FLOPs and KV bytes, by integer arithmetic on counts. No weights needed.
 
 How many tokens every step keeps is known here, before any embedding exists; what the pruner keeps must sum to it.
 """

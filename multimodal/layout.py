@@ -1,4 +1,4 @@
-"""How one image lies in the language model's input: which grids its visual tokens form, and which belong to no patch."""
+"""How one image lies in the language model's input: which grids its visual tokens form, which belong to no patch."""
 
 from dataclasses import dataclass
 from functools import cached_property
