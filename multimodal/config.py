@@ -100,6 +100,13 @@ class PruningConfig(_Strict):
             raise ValueError(f"the layers {layers} must be strictly increasing")
         return self
 
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and standard deviation of the pixels, if the method looks at pixels and both are known."""
+        if not self.method.needs_entropy or self.image_mean is None or self.image_std is None:
+            return None
+        return self.image_mean, self.image_std
+
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "PruningConfig":
         """Load from a file, a folder that holds a ``pruning.json``, or a hub id.

@@ -50,7 +50,8 @@ def load_model(
         raise FlowpruneError(f"attention {attention!r} is not installed ({error}): use attention='sdpa'.") from error
     processor = _reading(where, lambda: AutoProcessor.from_pretrained(where, **common))
     processor.tokenizer.padding_side = "left"
-    return loaded.to(device).eval(), processor
+    loaded.to(torch.device(device))  # type: ignore[arg-type]
+    return loaded.eval(), processor
 
 
 def _reading(where: str, read: Any) -> Any:

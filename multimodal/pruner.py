@@ -86,17 +86,17 @@ class Pruner:
 
     def attach(self, stack: ExitStack) -> None:
         """Put the hooks on; the stack takes them off."""
-        family, method = self.family, self.config.method
-        pixels = (self.config.image_mean, self.config.image_std) if method.needs_entropy else None
-        stack.enter_context(watch_vision(family, method.vision_layers, pixels, self._see_images))
+        family, config = self.family, self.config
+        watch = watch_vision(family, config.method.vision_layers, config.normalisation, self._see_images)
+        stack.enter_context(watch)
         text = family.text_model
         handles = [
             family.base.register_forward_pre_hook(self._enter_base, with_kwargs=True),
             text.register_forward_pre_hook(self._enter_text_model, with_kwargs=True),
             text.register_forward_hook(self._leave_text_model, always_call=True),
         ]
-        inner = [step.layer for step in self.config.schedule if step.layer > 0]
-        for number, layer in enumerate(text.layers):
+        inner = [step.layer for step in config.schedule if step.layer > 0]
+        for number, layer in enumerate(family.text_layers):
             if inner and number >= inner[0]:
                 handles.append(layer.register_forward_pre_hook(partial(self._enter_layer, number), with_kwargs=True))
         for handle in handles:
@@ -193,7 +193,7 @@ def check_fits(family: Family, config: PruningConfig) -> None:
     Raises:
         FlowpruneError: one sentence that names the field and the fix.
     """
-    architecture, layers = type(family.model).__name__, len(family.text_model.layers)
+    architecture, layers = type(family.model).__name__, len(family.text_layers)
     if config.model is not None and config.model.architecture != architecture:
         raise FlowpruneError(
             f"model.architecture is {config.model.architecture}, but the model is a {architecture}: "
@@ -207,7 +207,7 @@ def check_fits(family: Family, config: PruningConfig) -> None:
             )
     for layer in config.method.vision_layers:
         family.vision_layer(layer)
-    if config.method.needs_entropy and not (config.image_mean and config.image_std):
+    if config.method.needs_entropy and config.normalisation is None:
         raise FlowpruneError(
             "image_mean and image_std are missing, which entropy needs: take them from processor.image_processor."
         )

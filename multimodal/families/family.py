@@ -6,7 +6,7 @@ through the *model's own* packing code as a feature of few channels, with NaN fo
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -33,7 +33,7 @@ class Family(ABC):
         cls.registry[cls.model_type] = cls
 
     @property
-    def base(self) -> nn.Module:
+    def base(self) -> Any:
         """The model without its head: the module that is handed token ids and pixels."""
         return self.model.model
 
@@ -41,6 +41,11 @@ class Family(ABC):
     def text_model(self) -> PreTrainedModel:
         """The language model's decoder, with ``layers`` and a final ``norm``."""
         return self.base.language_model
+
+    @property
+    def text_layers(self) -> nn.ModuleList:
+        """The decoder's layers, in order."""
+        return cast(nn.ModuleList, self.text_model.layers)
 
     @property
     def vision_tower(self) -> PreTrainedModel:
