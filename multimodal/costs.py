@@ -4,6 +4,7 @@ How many tokens every step keeps is known here, before any embedding exists; wha
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -104,4 +105,40 @@ def estimate(
         retention(layouts, schedule, layers),
         prefill_flops(text_config, tokens),
         kv_bytes(text_config, tokens, element_bytes),
+    )
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Of many prompts together: retention, and the pruned model's cost as a share of the unpruned one's."""
+
+    retention: float
+    flops_share: float
+    kv_share: float
+
+
+def shares(
+    text_config: PretrainedConfig, prompts: Sequence[tuple[Sequence[Layout], int]], config: PruningConfig
+) -> Shares:
+    """What a config leaves of the costs of some prompts.
+
+    Args:
+        text_config: of the language model.
+        prompts: (layouts of the images, tokens that are not visual) of each.
+        config: how they are pruned.
+    """
+    kinds = Counter((tuple(layouts), text_tokens) for layouts, text_tokens in prompts)
+    totals = Counter[str]()
+    for (layouts, text_tokens), number in kinds.items():
+        for name, costs in (
+            ("pruned", estimate(text_config, layouts, text_tokens, config)),
+            ("full", estimate(text_config, layouts, text_tokens)),
+        ):
+            totals[f"{name} flops"] += number * costs.prefill_flops
+            totals[f"{name} kv"] += number * costs.kv_bytes
+    images = [layout for layouts, _ in prompts for layout in layouts]
+    return Shares(
+        retention(images, config.schedule, text_config.num_hidden_layers),
+        totals["pruned flops"] / totals["full flops"],
+        totals["pruned kv"] / totals["full kv"],
     )

@@ -1,0 +1,1 @@
+"""The search: an objective on cached features, a space that is always on budget, an Optuna study, MLflow tracking."""

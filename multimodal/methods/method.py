@@ -97,9 +97,9 @@ class Method(BaseModel):
         """Whether :meth:`reduce` always leaves exactly ``count`` tokens."""
         return True
 
-    def smallest_count(self, layout: Layout) -> int:
-        """The fewest tokens of an image that a step before the language model can leave."""
-        return 1
+    def fitted(self, layout: Layout, count: int) -> "Method":
+        """The nearest parameters with which a step before the language model can leave ``count`` prunable tokens."""
+        return self
 
     def patch_importance(self, vision: VisionObservation) -> Tensor | None:
         """The importance map over the vision tower's patches ``[tiles, patches]``, or None."""

@@ -9,7 +9,7 @@ from multimodal.importance import context_relevance
 from multimodal.layout import Layout
 from multimodal.methods.method import Method, Reduced, SearchRange, VisualTokens
 from multimodal.observation import VisionObservation
-from multimodal.recycling import cell_ids, recycle_places
+from multimodal.recycling import recycle_places, smallest_cell
 
 
 class VFlowOpt(Method):
@@ -49,10 +49,10 @@ class VFlowOpt(Method):
     def exact(self) -> bool:
         return self.recycling_cell is None or self.recycling_count == "exact"
 
-    def smallest_count(self, layout: Layout) -> int:
+    def fitted(self, layout: Layout, count: int) -> "VFlowOpt":
         if self.recycling_cell is None or self.recycling_count == "released":
-            return 1
-        return int(cell_ids(layout.cells, self.recycling_cell).max()) + 1
+            return self
+        return self.model_copy(update={"recycling_cell": max(self.recycling_cell, smallest_cell(layout.grids, count))})
 
     def patch_importance(self, vision: VisionObservation) -> Tensor:
         layer = vision.layers[self.vision_layer]

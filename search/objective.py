@@ -1,0 +1,150 @@
+"""The objective: the discrepancy of the last prompt token's representation with and without pruning.
+
+A trial is the language model's pruned prefill on cached features: no vision tower, no head, no decoding.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from multimodal import PruningConfig, prune
+from multimodal.costs import shares
+from multimodal.families import Family
+from multimodal.layout import Layout
+from multimodal.observation import LayerAttention, VisionObservation
+from multimodal.pruned_prompt import Prompt, importance_maps, locate_images
+from search.calibration import CalibrationSample
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Calibration samples of similar length, padded on the left and on the model's device."""
+
+    embeds: Tensor
+    valid: Tensor
+    prompt: Prompt
+    vision: VisionObservation
+    reference: Tensor
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one trial measured.
+
+    Args:
+        discrepancies: of each sample, in evaluation order.
+        prefill_seconds: spent in the pruned language-model prefill.
+        seconds: spent in all.
+    """
+
+    discrepancies: list[float]
+    prefill_seconds: float
+    seconds: float
+
+    @property
+    def discrepancy(self) -> float:
+        """Mean over the samples: 1 − cosine similarity."""
+        return sum(self.discrepancies) / len(self.discrepancies)
+
+
+class Objective:
+    """Evaluates pruning configs on calibration samples.
+
+    Args:
+        family: of the model.
+        samples: the calibration samples.
+        batch_size: samples prefilled at once.
+        seed: of the order in which batches are evaluated, the same for every trial.
+    """
+
+    def __init__(self, family: Family, samples: Sequence[CalibrationSample], batch_size: int, seed: int) -> None:
+        self.family = family
+        self._prompts = [(sample.layouts, int((~sample.is_visual).sum())) for sample in samples]
+        by_length = sorted(samples, key=lambda sample: len(sample.embeds))
+        groups = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
+        random.Random(seed).shuffle(groups)
+        self._batches = [_batch(family, group) for group in groups]
+
+    @property
+    def layouts(self) -> list[Layout]:
+        """Layouts of the calibration images, each once."""
+        return list(dict.fromkeys(layout for batch in self._batches for layout in batch.prompt.layouts))
+
+    def shares(self, config: PruningConfig) -> dict[str, float]:
+        """Retention, and prefill FLOPs and KV bytes as shares of the unpruned model's, over all samples."""
+        return asdict(shares(self.family.text_model.config, self._prompts, config))
+
+    def evaluate(
+        self, config: PruningConfig, after_batch: Callable[[list[float]], None] = lambda discrepancies: None
+    ) -> Evaluation:
+        """Measure a config.
+
+        Args:
+            config: the config.
+            after_batch: told the discrepancies so far; may raise to stop early.
+        """
+        began, prefill, discrepancies = time.perf_counter(), 0.0, []
+        for found, seconds in self._discrepancies(config):
+            discrepancies += found.tolist()
+            prefill += seconds
+            after_batch(discrepancies)
+        return Evaluation(discrepancies, prefill, time.perf_counter() - began)
+
+    @torch.inference_mode()
+    def _discrepancies(self, config: PruningConfig) -> Iterator[tuple[Tensor, float]]:
+        text_model = self.family.text_model
+        with prune(self.family.model, config) as pruner:
+            for batch in self._batches:
+                maps = importance_maps(self.family, config, batch.prompt.layouts, batch.vision)
+                pruner.feed(replace(batch.prompt, maps=maps))
+                began = time.perf_counter()
+                hidden = text_model(
+                    inputs_embeds=batch.embeds,
+                    attention_mask=batch.valid.long(),
+                    position_ids=(batch.valid.cumsum(1) - 1).clamp(min=0),
+                    use_cache=False,
+                ).last_hidden_state[:, -1]
+                similarity = torch.cosine_similarity(hidden.float(), batch.reference, dim=-1).cpu()
+                yield 1 - similarity, time.perf_counter() - began
+
+
+def _batch(family: Family, samples: Sequence[CalibrationSample]) -> _Batch:
+    device, longest = family.text_model.device, max(len(sample.embeds) for sample in samples)
+    pads = [longest - len(sample.embeds) for sample in samples]
+    embeds = torch.stack(
+        [torch.nn.functional.pad(s.embeds, (0, 0, pad, 0)) for s, pad in zip(samples, pads, strict=True)]
+    )
+    is_visual = torch.stack(
+        [torch.nn.functional.pad(s.is_visual, (pad, 0)) for s, pad in zip(samples, pads, strict=True)]
+    )
+    valid = torch.arange(longest) >= torch.tensor(pads).unsqueeze(1)
+    layouts = [layout for sample in samples for layout in sample.layouts]
+    return _Batch(
+        embeds.to(device),
+        valid.to(device),
+        locate_images(is_visual, layouts, maps=None),
+        _joined([sample.vision for sample in samples], device),
+        torch.stack([sample.reference for sample in samples]).to(device),
+    )
+
+
+def _joined(observations: Sequence[VisionObservation], device: torch.device) -> VisionObservation:
+    first = observations[0]
+
+    def join(tensors: Sequence[Tensor | None]) -> Tensor | None:
+        known = [tensor for tensor in tensors if tensor is not None]
+        return torch.cat(known).to(device) if known else None
+
+    layers = {}
+    for layer, seen in first.layers.items():
+        queries, keys, received = (
+            join([getattr(observation.layers[layer], name) for observation in observations])
+            for name in ("queries", "keys", "received")
+        )
+        assert queries is not None and keys is not None
+        layers[layer] = LayerAttention(queries, keys, seen.scaling, received)
+    return VisionObservation(layers, join([seen.entropy for seen in observations]), first.class_tokens)

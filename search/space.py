@@ -1,0 +1,135 @@
+"""The search space: a method's own bounded parameters, the schedule and the positions, all mapped onto the budget."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+
+from multimodal import FlowpruneError, PruningConfig, PruningStep
+from multimodal.costs import kept_counts
+from multimodal.layout import Layout
+from multimodal.methods import SearchRange, method_named
+from search.budget import last_ratio, ratio_range
+
+
+@dataclass(frozen=True)
+class Space:
+    """From a trial to a pruning config that is feasible and meets the budget.
+
+    Schedules are suggested in the unit cube and mapped onto what the budget allows, so that no suggestion is wasted.
+
+    Args:
+        method: name of the method.
+        fixed: method parameters that are not searched.
+        ranges: search ranges that replace the method's own, (low, high) by parameter.
+        retention: the budget.
+        steps: pruning steps; the first is before the language model.
+        layers: of the language model.
+        positions: the choices.
+        layouts: of the calibration images, each once.
+        pixels: mean and standard deviation of the image processor.
+    """
+
+    method: str
+    fixed: Mapping[str, Any]
+    ranges: Mapping[str, Sequence[float]]
+    retention: float
+    steps: int
+    layers: int
+    positions: Sequence[str]
+    layouts: Sequence[Layout]
+    pixels: tuple[tuple[float, ...], tuple[float, ...]]
+
+    def __post_init__(self) -> None:
+        fields = method_named(self.method).model_fields
+        for where, names in (("fixed", self.fixed), ("ranges", self.ranges)):
+            for name in names:
+                if name not in fields or name == "name":
+                    raise FlowpruneError(
+                        f"method.{where}.{name}: {self.method} has no such parameter; it has "
+                        f"{', '.join(sorted(set(fields) - {'name'}))}."
+                    )
+        if not 1 <= self.steps <= self.layers:
+            raise FlowpruneError(f"search.steps is {self.steps}: choose one of 1 to the model's {self.layers} layers.")
+
+    @property
+    def parameters(self) -> dict[str, SearchRange]:
+        """The method parameters that are searched."""
+        found = {}
+        for name, field in method_named(self.method).model_fields.items():
+            declared = next((item for item in field.metadata if isinstance(item, SearchRange)), None)
+            if declared is None or name in self.fixed:
+                continue
+            low, high = self.ranges.get(name, (declared.low, declared.high))
+            found[name] = SearchRange(low, high, declared.log)
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """What makes two searches comparable, as plain data."""
+        return {
+            "method": self.method,
+            "fixed": dict(self.fixed),
+            "parameters": {name: [bounds.low, bounds.high] for name, bounds in self.parameters.items()},
+            "retention": self.retention,
+            "steps": self.steps,
+            "positions": list(self.positions),
+        }
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> PruningConfig:
+        """The pruning config of a trial."""
+        values: dict[str, Any] = dict(self.fixed)
+        for name, bounds in self.parameters.items():
+            if method_named(self.method).model_fields[name].annotation is int:
+                values[name] = trial.suggest_int(name, int(bounds.low), int(bounds.high))
+            else:
+                values[name] = trial.suggest_float(name, bounds.low, bounds.high, log=bounds.log)
+        place = [trial.suggest_float(f"place_{step}", 0, 1) for step in range(1, self.steps)]
+        share = [trial.suggest_float(f"share_{step}", 0, 1) for step in range(self.steps - 1)]
+        positions = self.positions[0]
+        if len(self.positions) > 1:
+            positions = trial.suggest_categorical("positions", list(self.positions))
+        return self.config(values, self.place_steps(place), share, positions)
+
+    def place_steps(self, places: Sequence[float]) -> list[int]:
+        """Layers of the steps, strictly increasing from 0, from numbers in [0, 1]."""
+        layers = [0]
+        for number, place in enumerate(places):
+            first, last = layers[-1] + 1, self.layers - (len(places) - number)
+            layers.append(first + min(int(place * (last - first + 1)), last - first))
+        return layers
+
+    def config(
+        self, values: Mapping[str, Any], layers: Sequence[int], shares: Sequence[float], positions: Any
+    ) -> PruningConfig:
+        """A config on budget.
+
+        Args:
+            values: method parameters.
+            layers: of the steps, the first 0.
+            shares: for each step but the last, where in its feasible range of keep ratios it lies, in [0, 1].
+            positions: ``compact`` or ``original``.
+        """
+        ends = [*layers[1:], self.layers]
+        spans = [end - layer for layer, end in zip(layers, ends, strict=True)]
+        least = max((len(layout.newlines) + 1) / layout.visual_tokens for layout in self.layouts)
+        ratios: list[float] = []
+        for share in shares:
+            low, high = ratio_range(self.retention, spans, ratios, least)
+            ratios.append(low + share * (high - low))
+        ratios.append(last_ratio(self.retention, spans, ratios))
+        schedule = [PruningStep(layer=at, keep_ratio=ratio) for at, ratio in zip(layers, ratios, strict=True)]
+        method = method_named(self.method).model_validate({"name": self.method, **values})
+        for layout in self.layouts:
+            method = method.fitted(layout, kept_counts(layout, schedule)[0] - len(layout.newlines))
+        return PruningConfig(
+            method=method, schedule=schedule, positions=positions, image_mean=self.pixels[0], image_std=self.pixels[1]
+        )
+
+
+def flat_parameters(config: PruningConfig) -> dict[str, Any]:
+    """A config as flat names and plain values, for tables and tracking."""
+    flat = config.method.model_dump(exclude={"name"})
+    for number, step in enumerate(config.schedule):
+        flat[f"layer_{number}"], flat[f"keep_ratio_{number}"] = step.layer, step.keep_ratio
+    return flat | {"positions": config.positions}

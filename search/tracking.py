@@ -1,0 +1,213 @@
+"""MLflow tracking: one parent run a study, one child run a trial, off the trial's critical path.
+
+Optuna keeps the truth; MLflow is made to agree with it. A lost server never loses a trial: what could not be logged is
+logged by :meth:`Tracker.sync` when the server is back or at the next run, exactly once.
+"""
+
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import optuna
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from multimodal import FlowpruneError
+
+STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "FINISHED", TrialState.FAIL: "FAILED"}
+LOST = (MlflowException, OSError, SQLAlchemyError)
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of a tracking store that answers.
+
+    Args:
+        uri: a server, or a local database, which is created.
+
+    Raises:
+        FlowpruneError: it does not answer.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    mlflow.set_tracking_uri(uri)
+    client = MlflowClient(uri)
+    try:
+        client.search_experiments(max_results=1)
+    except LOST as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FlowpruneError(
+            f"No MLflow tracking store answers at {uri} ({reason}): start it, or set tracking.uri."
+        ) from error
+    return client
+
+
+class Tracker:
+    """Keeps MLflow in step with one study, from a background thread.
+
+    Args:
+        client: see :func:`connect`.
+        study: the study; its user attributes hold the parent run's id.
+        experiment: name of the MLflow experiment, one a model.
+        parameters: of the search, logged on the parent.
+        artifacts: folder of a local store's artifacts; None with a server, which has its own.
+
+    Raises:
+        FlowpruneError: the store does not answer.
+    """
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        study: optuna.Study,
+        experiment: str,
+        parameters: Mapping[str, Any],
+        artifacts: Path | None,
+    ) -> None:
+        self._client = client
+        self._study = study
+        self._children: dict[int, str] = {}
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.lost: str | None = None
+        try:
+            self.experiment_id = self._experiment(experiment, artifacts)
+            self.run_id = self._parent(parameters)
+            self.sync()
+        except LOST as error:
+            raise FlowpruneError(f"MLflow did not take the search's run ({error}): check tracking.uri.") from error
+        self._thread = threading.Thread(target=self._log_queued, name="flowprune-tracking", daemon=True)
+        self._thread.start()
+
+    def start_trial(self, number: int) -> None:
+        """Create a trial's run."""
+        began = _now()
+        self._work.put(lambda: self._create_child(number, began))
+
+    def end_trial(self, trial: FrozenTrial) -> None:
+        """Log a trial that ended."""
+        self._work.put(lambda: self._log(trial))
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Keep a file with the study's run."""
+        self._work.put(lambda: self._client.log_artifact(self.run_id, str(path), folder))
+
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Note figures on the study's run."""
+        now = _now()
+        entities = [Metric(name, value, now, 0) for name, value in metrics.items()]
+        self._work.put(lambda: self._client.log_batch(self.run_id, metrics=entities))
+
+    def close(self, status: str = "FINISHED") -> None:
+        """Wait for what is queued, log what was lost, and end the study's run."""
+        self._work.put(None)
+        self._thread.join()
+        try:
+            self.sync()
+            self._client.set_terminated(self.run_id, status)
+            self.lost = None
+        except LOST as error:
+            self.lost = str(error).strip().splitlines()[0]
+
+    def sync(self) -> None:
+        """Make MLflow agree with the study: every trial that ended has one run that ended."""
+        runs = self._child_runs()
+        for trial in self._study.get_trials(deepcopy=False):
+            run = runs.get(trial.number)
+            if run is not None:
+                self._children[trial.number] = run.info.run_id
+            if trial.state.is_finished() and (run is None or run.info.status == "RUNNING"):
+                self._log(trial)
+
+    def _log_queued(self) -> None:
+        while (work := self._work.get()) is not None:
+            try:
+                work()
+            except LOST as error:  # close() logs trials again; the study itself is safe with Optuna
+                self.lost = str(error).strip().splitlines()[0]
+
+    def _experiment(self, name: str, artifacts: Path | None) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        location = None if artifacts is None else artifacts.absolute().as_uri()
+        return self._client.create_experiment(name, artifact_location=location)
+
+    def _parent(self, parameters: Mapping[str, Any]) -> str:
+        known = self._study.user_attrs.get("mlflow_run")
+        if known is not None:
+            try:
+                self._client.update_run(known, status="RUNNING")
+                return str(known)
+            except MlflowException:
+                pass  # another store, or deleted there: begin anew
+        tags = {"kind": "study", "study": self._study.study_name, "host": socket.gethostname()}
+        run = self._client.create_run(self.experiment_id, tags=tags, run_name=self._study.study_name)
+        params = [Param(name, str(value)[:500]) for name, value in parameters.items()]
+        self._client.log_batch(run.info.run_id, params=params)
+        self._study.set_user_attr("mlflow_run", run.info.run_id)
+        return run.info.run_id
+
+    def _child_runs(self) -> dict[int, Run]:
+        found: dict[int, Run] = {}
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self.experiment_id], f"tags.`mlflow.parentRunId` = '{self.run_id}'", page_token=token
+            )
+            found |= {int(run.data.tags["trial"]): run for run in page}
+            if not (token := page.token):
+                return found
+
+    def _create_child(self, number: int, began: int) -> str:
+        if number not in self._children:
+            tags = {
+                "mlflow.parentRunId": self.run_id,
+                "kind": "trial",
+                "study": self._study.study_name,
+                "trial": str(number),
+                "state": "running",
+                "host": socket.gethostname(),
+            }
+            run = self._client.create_run(self.experiment_id, began, tags, run_name=f"trial {number:03d}")
+            self._children[number] = run.info.run_id
+        return self._children[number]
+
+    def _log(self, trial: FrozenTrial) -> None:
+        began, ended = _milliseconds(trial.datetime_start), _milliseconds(trial.datetime_complete)
+        run_id = self._create_child(trial.number, began)
+        metrics = [Metric(name, value, ended, 0) for name, value in trial_metrics(trial).items()]
+        params = [Param(name, str(value)) for name, value in trial.user_attrs.get("parameters", {}).items()]
+        state = {TrialState.PRUNED: "stopped early"}.get(trial.state, trial.state.name.lower())
+        self._client.log_batch(run_id, metrics=metrics, params=params, tags=[RunTag("state", state)])
+        self._client.set_terminated(run_id, STATUS[trial.state], ended)
+
+
+def trial_metrics(trial: FrozenTrial) -> dict[str, float]:
+    """A trial's few figures; an early-stopped one's discrepancy is the mean over the samples it saw."""
+    seen = list(trial.intermediate_values.values())
+    metrics: dict[str, float] = {}
+    if trial.state == TrialState.COMPLETE and trial.value is not None:
+        metrics["discrepancy"] = trial.value
+    elif seen:
+        metrics["discrepancy"] = sum(seen) / len(seen)
+    names = ("samples", "seconds", "prefill_seconds", "retention", "kv_share", "flops_share")
+    return metrics | {name: float(trial.user_attrs[name]) for name in names if name in trial.user_attrs}
+
+
+def _milliseconds(at: datetime | None) -> int:
+    return _now() if at is None else int(at.timestamp() * 1000)
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
