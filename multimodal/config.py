@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
-from multimodal.errors import FlowpruneError
-from multimodal.methods import Method, method_named
+from multimodal.errors import FlowpruneError, one_sentence
+from multimodal.methods import Method, make_method
 
 FILE_NAME = "pruning.json"
 SCHEMA_VERSION = 1
@@ -60,9 +60,7 @@ class Provenance(_Strict):
 
 
 def _method(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    return method_named(value.get("name")).model_validate(value)
+    return make_method(value) if isinstance(value, dict) else value
 
 
 class PruningConfig(_Strict):
@@ -97,7 +95,7 @@ class PruningConfig(_Strict):
     def _layers_increase(self) -> "PruningConfig":
         layers = [step.layer for step in self.schedule]
         if layers != sorted(set(layers)):
-            raise ValueError(f"the layers {layers} must be strictly increasing")
+            raise FlowpruneError(f"schedule has the layers {layers}: they must be strictly increasing.")
         return self
 
     @property
@@ -155,15 +153,3 @@ def _locate(source: str | Path) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise FlowpruneError(f"No {FILE_NAME} for {source!r} here or on the hub ({reason}).") from error
-
-
-def one_sentence(error: ValidationError) -> str:
-    """A pydantic error as one sentence: the first field that is wrong, what it holds, what it should be."""
-    first = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in first["loc"]) or "schedule"
-    if first["type"] == "extra_forbidden":
-        return f"{field} is not a known key: remove it or check its spelling."
-    if first["type"] == "missing":
-        return f"{field} is missing: add it."
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{field} is {first['input']!r}: {message[0].lower()}{message[1:]}."

@@ -9,7 +9,7 @@ import optuna
 from multimodal import FlowpruneError, PruningConfig, PruningStep
 from multimodal.costs import kept_counts
 from multimodal.layout import Layout
-from multimodal.methods import SearchRange, method_named
+from multimodal.methods import SearchRange, make_method, method_named
 from search.budget import last_ratio, ratio_range
 
 
@@ -42,28 +42,13 @@ class Space:
     pixels: tuple[tuple[float, ...], tuple[float, ...]]
 
     def __post_init__(self) -> None:
-        fields = method_named(self.method).model_fields
-        for where, names in (("fixed", self.fixed), ("ranges", self.ranges)):
-            for name in names:
-                if name not in fields or name == "name":
-                    raise FlowpruneError(
-                        f"method.{where}.{name}: {self.method} has no such parameter; it has "
-                        f"{', '.join(sorted(set(fields) - {'name'}))}."
-                    )
         if not 1 <= self.steps <= self.layers:
             raise FlowpruneError(f"search.steps is {self.steps}: choose one of 1 to the model's {self.layers} layers.")
 
     @property
     def parameters(self) -> dict[str, SearchRange]:
         """The method parameters that are searched."""
-        found = {}
-        for name, field in method_named(self.method).model_fields.items():
-            declared = next((item for item in field.metadata if isinstance(item, SearchRange)), None)
-            if declared is None or name in self.fixed:
-                continue
-            low, high = self.ranges.get(name, (declared.low, declared.high))
-            found[name] = SearchRange(low, high, declared.log)
-        return found
+        return searched_parameters(self.method, self.fixed, self.ranges)
 
     def describe(self) -> dict[str, Any]:
         """What makes two searches comparable, as plain data."""
@@ -119,7 +104,7 @@ class Space:
             ratios.append(low + share * (high - low))
         ratios.append(last_ratio(self.retention, spans, ratios))
         schedule = [PruningStep(layer=at, keep_ratio=ratio) for at, ratio in zip(layers, ratios, strict=True)]
-        method = method_named(self.method).model_validate({"name": self.method, **values})
+        method = make_method({"name": self.method, **values})
         for layout in self.layouts:
             method = method.fitted(layout, kept_counts(layout, schedule)[0] - len(layout.newlines))
         return PruningConfig(
@@ -133,3 +118,38 @@ def flat_parameters(config: PruningConfig) -> dict[str, Any]:
     for number, step in enumerate(config.schedule):
         flat[f"layer_{number}"], flat[f"keep_ratio_{number}"] = step.layer, step.keep_ratio
     return flat | {"positions": config.positions}
+
+
+def vision_layers(method: str, fixed: Mapping[str, Any], ranges: Mapping[str, Sequence[float]]) -> list[int]:
+    """Every vision layer that a search over a method may read: one trial configuration for each integer choice."""
+    chosen = set(make_method({"name": method, **fixed}).vision_layers)
+    for name, bounds in searched_parameters(method, fixed, ranges).items():
+        if method_named(method).model_fields[name].annotation is int:
+            for value in range(int(bounds.low), int(bounds.high) + 1):
+                chosen |= set(make_method({"name": method, **fixed, name: value}).vision_layers)
+    return sorted(chosen)
+
+
+def searched_parameters(
+    method: str, fixed: Mapping[str, Any], ranges: Mapping[str, Sequence[float]]
+) -> dict[str, SearchRange]:
+    """The parameters of a method that are searched, and where.
+
+    Raises:
+        FlowpruneError: ``fixed`` or ``ranges`` names a parameter that the method lacks.
+    """
+    fields = method_named(method).model_fields
+    for where, names in (("fixed", fixed), ("ranges", ranges)):
+        for name in names:
+            if name not in fields or name == "name":
+                raise FlowpruneError(
+                    f"method.{where}.{name}: {method} has no such parameter; it has "
+                    f"{', '.join(sorted(set(fields) - {'name'}))}."
+                )
+    found = {}
+    for name, field in fields.items():
+        declared = next((item for item in field.metadata if isinstance(item, SearchRange)), None)
+        if declared is not None and name not in fixed:
+            low, high = ranges.get(name, (declared.low, declared.high))
+            found[name] = SearchRange(low, high, declared.log)
+    return found

@@ -78,7 +78,7 @@ class Tracker:
         self._client = client
         self._study = study
         self._children: dict[int, str] = {}
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self.lost: str | None = None
         try:
             self.experiment_id = self._experiment(experiment, artifacts)

@@ -10,13 +10,14 @@ keeps the ``count`` tokens that :meth:`Method.score` ranks highest. A greedy met
 a merging one overrides :meth:`Method.reduce`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from multimodal.errors import FlowpruneError
+from multimodal.errors import FlowpruneError, one_sentence
 from multimodal.layout import Layout
 from multimodal.observation import VisionObservation
 
@@ -130,3 +131,15 @@ def method_named(name: object) -> type[Method]:
     if name not in Method.registry:
         raise FlowpruneError(f"There is no method {name!r}: choose one of {', '.join(sorted(Method.registry))}.")
     return Method.registry[str(name)]
+
+
+def make_method(values: Mapping[str, Any]) -> Method:
+    """A method from its name and parameters.
+
+    Raises:
+        FlowpruneError: there is no such method, or a parameter is unknown or out of bounds.
+    """
+    try:
+        return method_named(values.get("name")).model_validate(dict(values))
+    except ValidationError as error:
+        raise FlowpruneError(one_sentence(error, "method.")) from error

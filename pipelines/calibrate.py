@@ -1,0 +1,67 @@
+"""Stage calibrate: run the vision tower and the unpruned model once over the samples, and keep what trials need."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from multimodal.methods import method_named
+from pipelines.console import console, progress_bar
+from pipelines.data import Part, Sample, data_digest, load_samples
+from pipelines.opened import OpenedModel, open_model
+from pipelines.prompts import build_inputs
+from pipelines.settings import Settings
+from search.calibration import CalibrationSample, observe_sample
+from search.space import vision_layers
+from search.study import digest
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Cached samples of one part of the data.
+
+    Args:
+        folder: where they are.
+        data_digest: of images and questions.
+        samples: memory-mapped.
+    """
+
+    folder: Path
+    data_digest: str
+    samples: list[CalibrationSample]
+
+
+def run(settings: Settings) -> Calibration:
+    """Cache the calibration samples; what is cached already is not computed again.
+
+    Raises:
+        FlowpruneError: bad data or model, or a cache that cannot be written.
+    """
+    samples = load_samples(settings.data, "calibration", settings.seed)
+    calibration = cached_samples(settings, samples, "calibration")
+    console.print(f"{len(samples)} calibration samples in {calibration.folder}")
+    return calibration
+
+
+def cached_samples(settings: Settings, samples: Sequence[Sample], part: Part) -> Calibration:
+    """The samples as the unpruned model saw them, from the cache or into it."""
+    method_named(settings.method.name)
+    opened = open_model(settings.model)
+    data = data_digest(samples)
+    layers = vision_layers(settings.method.name, settings.method.fixed, settings.method.ranges)
+    key = digest({"model": opened.identity, "data": data, "vision_layers": layers, "prompt": _template(opened)})
+    folder = Path(settings.cache) / key
+    paths = [folder / f"{number:05d}.safetensors" for number in range(len(samples))]
+    missing = [number for number, path in enumerate(paths) if not path.exists()]
+    with progress_bar() as progress:
+        for number in progress.track(missing, description=f"observing {part} samples") if missing else ():
+            observed = observe_sample(opened.family, build_inputs(opened, [samples[number]]), layers, opened.pixels)
+            observed.save(paths[number])
+    manifest = {"model": opened.tuned_for.model_dump(), "data_digest": data, "part": part, "samples": len(samples)}
+    if missing:
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    return Calibration(folder, data, [CalibrationSample.load(path) for path in paths])
+
+
+def _template(opened: OpenedModel) -> str | None:
+    return getattr(opened.processor, "chat_template", None)

@@ -1,0 +1,92 @@
+"""The model a run works on, opened once a process."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
+
+from multimodal import FlowpruneError, load_model
+from multimodal.config import TunedModel
+from multimodal.families import Family, check_supported, family_of
+from multimodal.vision import Normalisation
+from pipelines.settings import ModelSettings
+from search.study import digest
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model, its processor, and what identifies it."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    family: Family
+    tuned_for: TunedModel
+
+    @property
+    def pixels(self) -> Normalisation:
+        """Mean and standard deviation that the image processor normalises with."""
+        images = self.processor.image_processor  # type: ignore[attr-defined]
+        return tuple(images.image_mean), tuple(images.image_std)
+
+    @property
+    def identity(self) -> str:
+        """A digest of the weights' origin and the dtype, for caches."""
+        folder = Path(self.model.config._name_or_path)
+        files = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in folder.glob("*.safetensors"))
+        return digest(
+            {
+                "model": self.tuned_for.model_dump(),
+                "files": files,
+                "dtype": str(self.model.dtype),
+                "transformers": transformers.__version__,
+            }
+        )
+
+
+@cache
+def open_model(settings: ModelSettings) -> OpenedModel:
+    """Load the model of the settings; a second call returns the same.
+
+    Raises:
+        FlowpruneError: it cannot be loaded, or has random weights, which cannot answer.
+    """
+    if settings.weights == "random":
+        raise FlowpruneError("model.weights is random, which only the benchmark stage can use: set it to pretrained.")
+    model, processor = load_model(
+        settings.path,
+        revision=settings.revision,
+        dtype=settings.dtype,
+        device=settings.device,
+        attention=settings.attention,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    family = family_of(model)
+    tuned_for = TunedModel(
+        id=settings.path,
+        revision=getattr(model.config, "_commit_hash", None) or settings.revision,
+        architecture=type(model).__name__,
+        layers=len(family.text_layers),
+    )
+    return OpenedModel(model, processor, family, tuned_for)
+
+
+def build_random(settings: ModelSettings) -> PreTrainedModel:
+    """A model of the settings' architecture with random weights: speed needs no checkpoint.
+
+    Raises:
+        FlowpruneError: no architecture is named, or it is not supported.
+    """
+    architecture = dict(settings.architecture)
+    model_type = architecture.pop("model_type", None)
+    if model_type is None:
+        raise FlowpruneError(f"model {settings.name} names no architecture: set model.architecture.model_type.")
+    check_supported(model_type)
+    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    config = AutoConfig.for_model(model_type, **architecture)
+    with torch.device(device):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=settings.attention)
+    return model.eval()
