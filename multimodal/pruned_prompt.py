@@ -169,6 +169,9 @@ class PrunedPrompt:
     def enter_layer(self, layer: int, hidden: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, dict]:
         """Take this layer's step, if it has one, and cut what the text model hands to every layer to the stage.
 
+        Position ids are taken away: the rotary embedding is made, and flash attention would read ids that jump as
+        several packed sequences.
+
         Args:
             layer: language-model layer.
             hidden: hidden states that reach it.
@@ -182,7 +185,7 @@ class PrunedPrompt:
             hidden, self.stages[layer] = self._step(layer, self.stages[begun], hidden)
             begun = layer
         if begun == 0:
-            return hidden, {}
+            return hidden, {"position_ids": None}
         stage = self.stages[begun]
         key = id(inputs.get("attention_mask"))  # layers of one type share a mask, and so the cut one
         memo = self._memo.get(begun)
@@ -211,14 +214,13 @@ class PrunedPrompt:
             yield int(valid[row].sum()), int(is_visual[row].sum()), kept
 
     def _cut(self, stage: Stage, hidden: Tensor, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        mask = stage_mask(inputs.get("attention_mask"), stage, self._first_length, self._new, hidden)
-        cut: dict[str, Any] = {"attention_mask": mask}
-        if self._new:
-            return cut
-        if (embeddings := inputs.get("position_embeddings")) is not None:
+        mask = inputs.get("attention_mask")
+        if mask is None and stage.padded and "flash" in self._family.text_model.config._attn_implementation:
+            mask = with_new(self.stages[0].valid, self._new)  # flash takes 2-D masks only
+        mask = stage_mask(mask, stage, self._first_length, self._new, hidden)
+        cut: dict[str, Any] = {"attention_mask": mask, "position_ids": None}
+        if not self._new and (embeddings := inputs.get("position_embeddings")) is not None:
             cut["position_embeddings"] = tuple(gather_tokens(part, stage.from_first) for part in embeddings)
-        if (position_ids := inputs.get("position_ids")) is not None:
-            cut["position_ids"] = gather_positions(position_ids, stage.from_first)
         return cut
 
     def _grouped(self, device: torch.device) -> list[_Group]:

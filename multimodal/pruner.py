@@ -95,10 +95,8 @@ class Pruner:
             text.register_forward_pre_hook(self._enter_text_model, with_kwargs=True),
             text.register_forward_hook(self._leave_text_model, always_call=True),
         ]
-        inner = [step.layer for step in config.schedule if step.layer > 0]
         for number, layer in enumerate(family.text_layers):
-            if inner and number >= inner[0]:
-                handles.append(layer.register_forward_pre_hook(partial(self._enter_layer, number), with_kwargs=True))
+            handles.append(layer.register_forward_pre_hook(partial(self._enter_layer, number), with_kwargs=True))
         for handle in handles:
             stack.callback(handle.remove)
 
@@ -116,6 +114,7 @@ class Pruner:
 
     def _enter_base(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note where the placeholders are; the text model is not told."""
+        self._is_visual = None  # an earlier forward may have failed on its way to the text model
         outputs = dict(kwargs.get("mm_encoder_outputs") or {})
         if kwargs.get("pixel_values_videos") is not None or outputs.get("video") is not None:
             raise FlowpruneError("Videos are not pruned yet: pass images only, or generate outside of prune().")

@@ -101,7 +101,7 @@ def cell_ids(places: Tensor, cell: float) -> Tensor:
     Returns:
         A dense id in 0 .. cells − 1 for each token ``[N]``.
     """
-    blocks = torch.stack([places[:, 0], (places[:, 1] / cell).floor().long(), (places[:, 2] / cell).floor().long()], 1)
+    blocks = torch.cat([places[:, :1], (places[:, 1:].double() / cell).floor().long()], 1)
     return torch.unique(blocks, dim=0, return_inverse=True)[1]
 
 

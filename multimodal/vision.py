@@ -17,7 +17,7 @@ from multimodal.importance import patch_entropy
 from multimodal.layout import Layout
 from multimodal.observation import LayerAttention, VisionObservation, observed_attention, unnormalised
 
-Normalisation = tuple[Sequence[float], Sequence[float]]  # mean, standard deviation
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean, standard deviation
 OnImages = Callable[[list[Layout], VisionObservation], None]
 
 

@@ -38,12 +38,12 @@ def run(settings: Settings) -> Calibration:
         FlowpruneError: bad data or model, or a cache that cannot be written.
     """
     samples = load_samples(settings.data, "calibration", settings.seed)
-    calibration = cached_samples(settings, samples, "calibration")
+    calibration = observed(settings, samples, "calibration")
     console.print(f"{len(samples)} calibration samples in {calibration.folder}")
     return calibration
 
 
-def cached_samples(settings: Settings, samples: Sequence[Sample], part: Part) -> Calibration:
+def observed(settings: Settings, samples: Sequence[Sample], part: Part) -> Calibration:
     """The samples as the unpruned model saw them, from the cache or into it."""
     method_named(settings.method.name)
     opened = open_model(settings.model)
@@ -53,10 +53,11 @@ def cached_samples(settings: Settings, samples: Sequence[Sample], part: Part) ->
     folder = Path(settings.cache) / key
     paths = [folder / f"{number:05d}.safetensors" for number in range(len(samples))]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
-    with progress_bar() as progress:
-        for number in progress.track(missing, description=f"observing {part} samples") if missing else ():
-            observed = observe_sample(opened.family, build_inputs(opened, [samples[number]]), layers, opened.pixels)
-            observed.save(paths[number])
+    if missing:
+        with progress_bar() as progress:
+            for number in progress.track(missing, description=f"observing {part} samples"):
+                inputs = build_inputs(opened, [samples[number]])
+                observe_sample(opened.family, inputs, layers, opened.pixels).save(paths[number])
     manifest = {"model": opened.tuned_for.model_dump(), "data_digest": data, "part": part, "samples": len(samples)}
     if missing:
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")

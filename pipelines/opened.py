@@ -1,7 +1,6 @@
 """The model a run works on, opened once a process."""
 
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -28,7 +27,7 @@ class OpenedModel:
     @property
     def pixels(self) -> Normalisation:
         """Mean and standard deviation that the image processor normalises with."""
-        images = self.processor.image_processor  # type: ignore[attr-defined]
+        images = self.processor.image_processor
         return tuple(images.image_mean), tuple(images.image_std)
 
     @property
@@ -46,7 +45,6 @@ class OpenedModel:
         )
 
 
-@cache
 def open_model(settings: ModelSettings) -> OpenedModel:
     """Load the model of the settings; a second call returns the same.
 
@@ -55,6 +53,16 @@ def open_model(settings: ModelSettings) -> OpenedModel:
     """
     if settings.weights == "random":
         raise FlowpruneError("model.weights is random, which only the benchmark stage can use: set it to pretrained.")
+    key = settings.model_dump_json()
+    if key not in _opened:
+        _opened[key] = _open(settings)
+    return _opened[key]
+
+
+_opened: dict[str, OpenedModel] = {}
+
+
+def _open(settings: ModelSettings) -> OpenedModel:
     model, processor = load_model(
         settings.path,
         revision=settings.revision,

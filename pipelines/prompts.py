@@ -28,6 +28,7 @@ def _prompt(processor: Any, question: str) -> str:
 @torch.inference_mode()
 def greedy_answers(opened: OpenedModel, inputs: BatchFeature, max_new_tokens: int) -> list[str]:
     """What the model answers to a batch, greedily."""
-    output: Any = opened.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    model: Any = opened.model
+    output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     new: Tensor = output[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in opened.processor.batch_decode(new, skip_special_tokens=True)]  # type: ignore[attr-defined]
+    return [text.strip() for text in opened.processor.batch_decode(new, skip_special_tokens=True)]

@@ -1,6 +1,6 @@
 """The budget: which keep ratios meet it. The last ratio is solved, so every suggestion is feasible and on budget."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from multimodal import FlowpruneError
 
@@ -26,6 +26,22 @@ def last_ratio(target: float, spans: Sequence[int], ratios: Sequence[float]) -> 
             f"{ratio:.3g}."
         )
     return min(ratio, 1.0)
+
+
+def largest_ratio(share: Callable[[float], float], target: float) -> float:
+    """The largest last keep ratio whose cost, counted in whole tokens, does not exceed the target.
+
+    Args:
+        share: cost as a share of the unpruned model's, by last keep ratio; never falls as that rises.
+        target: the budget, as such a share.
+    """
+    low, high = 0.0, 1.0
+    if share(high) <= target:
+        return high
+    while high - low > 1e-7:
+        middle = (low + high) / 2
+        low, high = (middle, high) if share(middle) <= target else (low, middle)
+    return max(low, 1e-7)
 
 
 def ratio_range(target: float, spans: Sequence[int], ratios: Sequence[float], least: float) -> tuple[float, float]:

@@ -5,8 +5,10 @@ A trial is the language model's pruned prefill on cached features: no vision tow
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from multimodal.families import Family
 from multimodal.layout import Layout
 from multimodal.observation import LayerAttention, VisionObservation
 from multimodal.pruned_prompt import Prompt, importance_maps, locate_images
+from multimodal.pruner import Pruner
 from search.calibration import CalibrationSample
 
 
@@ -95,21 +98,49 @@ class Objective:
         return Evaluation(discrepancies, prefill, time.perf_counter() - began)
 
     @torch.inference_mode()
+    def time_prefill(
+        self, configs: Mapping[str, PruningConfig | None], repeats: int = 5, batches: int = 4
+    ) -> dict[str, float]:
+        """Seconds of the language model's prefill under each config, interleaved; medians over repeats.
+
+        Args:
+            configs: by name; None is the unpruned model.
+            repeats: measurements of each.
+            batches: how many batches each measurement prefills.
+        """
+        seconds: dict[str, list[float]] = {name: [] for name in configs}
+        for _ in range(repeats):
+            for name, config in configs.items():
+                with prune(self.family.model, config) if config else nullcontext() as pruner:
+                    spent = [self._prefill(batch, config, pruner)[1] for batch in self._batches[:batches]]
+                seconds[name].append(sum(spent))
+        return {name: median(found) for name, found in seconds.items()}
+
+    @torch.inference_mode()
     def _discrepancies(self, config: PruningConfig) -> Iterator[tuple[Tensor, float]]:
-        text_model = self.family.text_model
         with prune(self.family.model, config) as pruner:
             for batch in self._batches:
-                maps = importance_maps(self.family, config, batch.prompt.layouts, batch.vision)
-                pruner.feed(replace(batch.prompt, maps=maps))
-                began = time.perf_counter()
-                hidden = text_model(
-                    inputs_embeds=batch.embeds,
-                    attention_mask=batch.valid.long(),
-                    position_ids=(batch.valid.cumsum(1) - 1).clamp(min=0),
-                    use_cache=False,
-                ).last_hidden_state[:, -1]
-                similarity = torch.cosine_similarity(hidden.float(), batch.reference, dim=-1).cpu()
-                yield 1 - similarity, time.perf_counter() - began
+                hidden, seconds = self._prefill(batch, config, pruner)
+                yield 1 - torch.cosine_similarity(hidden.float(), batch.reference, dim=-1), seconds
+
+    def _prefill(self, batch: _Batch, config: PruningConfig | None, pruner: Pruner | None) -> tuple[Tensor, float]:
+        """Last token's hidden states ``[B, C]``, and the seconds of the prefill, the map not counted."""
+        if config is not None and pruner is not None:
+            maps = importance_maps(self.family, config, batch.prompt.layouts, batch.vision)
+            pruner.feed(replace(batch.prompt, maps=maps))
+        began = self._now()
+        hidden = self.family.text_model(
+            inputs_embeds=batch.embeds,
+            attention_mask=batch.valid.long(),
+            position_ids=(batch.valid.cumsum(1) - 1).clamp(min=0),
+            use_cache=False,
+        ).last_hidden_state[:, -1]
+        return hidden, self._now() - began
+
+    def _now(self) -> float:
+        if self.family.text_model.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
 
 def _batch(family: Family, samples: Sequence[CalibrationSample]) -> _Batch:

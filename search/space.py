@@ -7,10 +7,11 @@ from typing import Any
 import optuna
 
 from multimodal import FlowpruneError, PruningConfig, PruningStep
-from multimodal.costs import kept_counts
+from multimodal.costs import kept_counts, retention
 from multimodal.layout import Layout
 from multimodal.methods import SearchRange, make_method, method_named
-from search.budget import last_ratio, ratio_range
+from multimodal.vision import Normalisation
+from search.budget import largest_ratio, last_ratio, ratio_range
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Space:
     layers: int
     positions: Sequence[str]
     layouts: Sequence[Layout]
-    pixels: tuple[tuple[float, ...], tuple[float, ...]]
+    pixels: Normalisation
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= self.layers:
@@ -84,6 +85,9 @@ class Space:
             layers.append(first + min(int(place * (last - first + 1)), last - first))
         return layers
 
+    def _spans(self, layers: Sequence[int]) -> list[int]:
+        return [end - layer for layer, end in zip(layers, [*layers[1:], self.layers], strict=True)]
+
     def config(
         self, values: Mapping[str, Any], layers: Sequence[int], shares: Sequence[float], positions: Any
     ) -> PruningConfig:
@@ -95,15 +99,35 @@ class Space:
             shares: for each step but the last, where in its feasible range of keep ratios it lies, in [0, 1].
             positions: ``compact`` or ``original``.
         """
-        ends = [*layers[1:], self.layers]
-        spans = [end - layer for layer, end in zip(layers, ends, strict=True)]
+        spans = self._spans(layers)
         least = max((len(layout.newlines) + 1) / layout.visual_tokens for layout in self.layouts)
         ratios: list[float] = []
         for share in shares:
             low, high = ratio_range(self.retention, spans, ratios, least)
             ratios.append(low + share * (high - low))
-        ratios.append(last_ratio(self.retention, spans, ratios))
-        schedule = [PruningStep(layer=at, keep_ratio=ratio) for at, ratio in zip(layers, ratios, strict=True)]
+        return self.on_budget(values, layers, ratios, positions)
+
+    def schedule(self, layers: Sequence[int], ratios: Sequence[float]) -> list[PruningStep]:
+        """Steps whose last keep ratio spends the budget to the last whole token, and not more."""
+        last_ratio(self.retention, self._spans(layers), ratios)  # refuses what no last ratio can meet
+
+        def steps(last: float) -> list[PruningStep]:
+            return [PruningStep(layer=at, keep_ratio=r) for at, r in zip(layers, [*ratios, last], strict=True)]
+
+        return steps(largest_ratio(lambda last: retention(self.layouts, steps(last), self.layers), self.retention))
+
+    def on_budget(
+        self, values: Mapping[str, Any], layers: Sequence[int], ratios: Sequence[float], positions: Any
+    ) -> PruningConfig:
+        """A config whose last keep ratio is solved from the budget.
+
+        Args:
+            values: method parameters.
+            layers: of the steps, the first 0.
+            ratios: keep ratios of the steps but the last.
+            positions: ``compact`` or ``original``.
+        """
+        schedule = self.schedule(layers, ratios)
         method = make_method({"name": self.method, **values})
         for layout in self.layouts:
             method = method.fitted(layout, kept_counts(layout, schedule)[0] - len(layout.newlines))

@@ -4,6 +4,7 @@ Optuna keeps the truth; MLflow is made to agree with it. A lost server never los
 logged by :meth:`Tracker.sync` when the server is back or at the next run, exactly once.
 """
 
+import logging
 import os
 import queue
 import socket
@@ -41,6 +42,7 @@ def connect(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
     mlflow.set_tracking_uri(uri)
     client = MlflowClient(uri)
     try:

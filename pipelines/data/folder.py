@@ -24,7 +24,7 @@ def folder_rows(path: str) -> list[Callable[[], Sample]]:
     lists = sorted(folder.glob("*.jsonl"))
     if len(lists) != 1:
         raise FlowpruneError(f"{folder} holds {len(lists)} .jsonl files: put exactly one there.")
-    rows = []
+    rows: list[Callable[[], Sample]] = []
     for number, line in enumerate(lists[0].read_text(encoding="utf-8").splitlines(), 1):
         if line.strip():
             rows.append(

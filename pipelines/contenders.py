@@ -1,0 +1,35 @@
+"""What a tuned config is compared with, at the same budget: the method's untuned values, uniform and random tokens."""
+
+from collections.abc import Mapping
+
+from multimodal import PruningConfig
+from multimodal.methods import make_method
+from pipelines.settings import Settings
+from search.space import Space
+
+UNPRUNED, TUNED, UNTUNED, UNIFORM, RANDOM = "unpruned", "tuned", "untuned", "uniform", "random"
+
+
+def contenders(settings: Settings, space: Space, tuned: PruningConfig) -> Mapping[str, PruningConfig | None]:
+    """Configs by name; None is the unpruned model."""
+    return {
+        UNPRUNED: None,
+        TUNED: tuned,
+        UNTUNED: untuned_config(settings, space),
+        UNIFORM: _single_step("uniform", space),
+        RANDOM: _single_step("random", space),
+    }
+
+
+def untuned_config(settings: Settings, space: Space) -> PruningConfig:
+    """The method as its paper uses it without a search, with the last ratio solved for the budget."""
+    untuned = settings.method.untuned
+    layers: list[int] = []
+    for place in untuned.places:
+        layers.append(max(round(place * space.layers), layers[-1] + 1 if layers else 0))
+    ratios = [min(1.0, settings.budget.retention * untuned.ratios[0]), *untuned.ratios[1:]]
+    return space.on_budget(untuned.parameters, layers, ratios, "compact")
+
+
+def _single_step(name: str, space: Space) -> PruningConfig:
+    return PruningConfig(method=make_method({"name": name}), schedule=space.schedule([0], []), positions="original")

@@ -1,0 +1,195 @@
+"""Stage search: find the config of least discrepancy under the budget, every trial tracked in MLflow."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+import torch
+import transformers
+from optuna.trial import FrozenTrial, TrialState
+
+from multimodal import FlowpruneError, PruningConfig
+from multimodal.config import Budget, Provenance
+from pipelines.calibrate import observed
+from pipelines.console import console, progress_bar
+from pipelines.data import load_samples
+from pipelines.opened import open_model
+from pipelines.plots import plot_search
+from pipelines.settings import Settings
+from search.budget import check_reachable
+from search.objective import Objective
+from search.space import Space
+from search.study import (
+    done_trials,
+    fail_dead_trials,
+    interruptible,
+    open_study,
+    run_worker,
+    sqlite_storage,
+)
+from search.tracking import Tracker, connect, trial_metrics
+
+TUNED = "tuned.json"
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Args:
+        config: the best trial's.
+        path: where it was written.
+        study: the study.
+    """
+
+    config: PruningConfig
+    path: Path
+    study: optuna.Study
+
+
+def run(settings: Settings) -> SearchResult:
+    """Run the study to its target, or go on with it.
+
+    Raises:
+        FlowpruneError: bad settings, an unreachable tracking store, a study of other settings.
+    """
+    client = connect(settings.tracking.uri)
+    storage = sqlite_storage(Path(settings.storage.path))
+    samples = load_samples(settings.data, "calibration", settings.seed)
+    calibration = observed(settings, samples, "calibration")
+    opened = open_model(settings.model)
+    objective = Objective(opened.family, calibration.samples, settings.search.batch_size, settings.seed)
+    space = make_space(settings, objective)
+    description = space.describe() | {
+        "model": opened.tuned_for.model_dump(),
+        "data": calibration.data_digest,
+        "samples": len(calibration.samples),
+        "seed": settings.seed,
+        "sampler": settings.search.sampler,
+        "startup": settings.search.startup,
+        "early_stopping": settings.search.early_stopping,
+    }
+    study = open_study(
+        storage,
+        settings.study,
+        description,
+        settings.search.sampler,
+        settings.search.startup,
+        settings.seed,
+        settings.search.early_stopping,
+    )
+    dead = fail_dead_trials(study)
+    if dead:
+        console.print(f"[yellow]trials {dead} were left by a process that died: failed, and queued once more[/]")
+    artifacts = settings.tracking.artifacts
+    tracker = Tracker(client, study, settings.tracking.experiment, description, Path(artifacts) if artifacts else None)
+    status = "FAILED"
+    try:
+        with interruptible(study):
+            _run_trials(settings, study, space, objective, tracker)
+        result = _write(settings, study, objective, calibration.data_digest)
+        for path in sorted(Path(settings.output).glob("*.*")):
+            tracker.log_artifact(path)
+        tracker.log_metrics(trial_metrics(study.best_trial))
+        status = "FINISHED"
+    finally:
+        tracker.close(status)
+        if tracker.lost:
+            console.print(
+                f"[yellow]MLflow at {settings.tracking.uri} was lost ({tracker.lost}); trials are safe in "
+                f"{settings.storage.path} and will be logged by the next run of this study.[/]"
+            )
+    best = study.best_trial
+    console.print(f"best of {len(done_trials(study))} trials: discrepancy {best.value:.4f} (trial {best.number})")
+    return result
+
+
+def make_space(settings: Settings, objective: Objective) -> Space:
+    """The search space of the settings on these calibration samples."""
+    opened = open_model(settings.model)
+    check_reachable(settings.budget.retention, min(layout.visual_tokens for layout in objective.layouts))
+    return Space(
+        method=settings.method.name,
+        fixed=settings.method.fixed,
+        ranges=settings.method.ranges,
+        retention=settings.budget.retention,
+        steps=settings.search.steps,
+        layers=opened.tuned_for.layers,
+        positions=settings.search.positions,
+        layouts=objective.layouts,
+        pixels=opened.pixels,
+    )
+
+
+def _run_trials(settings: Settings, study: optuna.Study, space: Space, objective: Objective, tracker: Tracker) -> None:
+    with progress_bar() as progress:
+        task = progress.add_task("searching", total=settings.search.trials, completed=len(done_trials(study)))
+
+        def on_end(trial: FrozenTrial) -> None:
+            tracker.end_trial(trial)
+            done = done_trials(study)
+            complete = [t.value for t in done if t.state == TrialState.COMPLETE and t.value is not None]
+            best = f", best {min(complete):.4f}" if complete else ""
+            description = f"searching ({len(done) - len(complete)} stopped early{best})"
+            progress.update(task, completed=len(done), description=description)
+
+        run_worker(
+            study, space, objective, settings.search.trials, lambda trial: tracker.start_trial(trial.number), on_end
+        )
+
+
+def _write(settings: Settings, study: optuna.Study, objective: Objective, data_digest: str) -> SearchResult:
+    """Write the tuned config, the table of trials and the pictures of the search."""
+    best = study.best_trial
+    assert best.value is not None
+    found = PruningConfig(**best.user_attrs["config"])
+    opened = open_model(settings.model)
+    config = found.model_copy(
+        update={
+            "model": opened.tuned_for,
+            "budget": Budget(asked=settings.budget.retention, met=objective.shares(found)["retention"]),
+            "provenance": Provenance(
+                study=study.study_name,
+                trial=best.number,
+                calibration_discrepancy=best.value,
+                data_digest=data_digest,
+                versions={"torch": torch.__version__, "transformers": transformers.__version__, "flowprune": "0.1.0"},
+            ),
+        }
+    )
+    output = Path(settings.output)
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / TUNED
+    path.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (output / "settings.json").write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    _write_trials(study, output / "trials.csv")
+    plot_search(study, output / "search.png")
+    return SearchResult(config, path, study)
+
+
+def _write_trials(study: optuna.Study, path: Path) -> None:
+    rows = []
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state.is_finished():
+            facts = {"trial": trial.number, "state": trial.state.name.lower(), **trial_metrics(trial)}
+            rows.append(facts | trial.user_attrs.get("parameters", {}))
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def load_config(settings: Settings, path: str | None) -> PruningConfig:
+    """A config that a stage was given, or else this study's tuned one.
+
+    Raises:
+        FlowpruneError: there is none.
+    """
+    if path is not None:
+        return PruningConfig.from_pretrained(path)
+    for name in ("pruning.json", TUNED):
+        if (Path(settings.output) / name).exists():
+            return PruningConfig.from_pretrained(Path(settings.output) / name)
+    raise FlowpruneError(f"{settings.output} holds no tuned config: run stages=[calibrate,search] first, or give one.")

@@ -1,0 +1,182 @@
+"""Stage validate: is the tuned config really better, on samples that the search never saw?"""
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+from rich.box import SIMPLE_HEAVY
+from rich.table import Table
+
+from multimodal import PruningConfig, prune
+from pipelines.calibrate import observed
+from pipelines.console import console, progress_bar
+from pipelines.contenders import TUNED, UNPRUNED, contenders
+from pipelines.data import Sample, load_samples
+from pipelines.opened import OpenedModel, open_model
+from pipelines.prompts import build_inputs, greedy_answers
+from pipelines.search import load_config, make_space
+from pipelines.settings import Settings
+from search.objective import Objective
+
+REPORT = "validation.json"
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender on the held-out samples.
+
+    Args:
+        retention, kv_share, flops_share: of the unpruned model's.
+        discrepancy: mean over samples.
+        agreement: share of greedy answers equal to the unpruned model's.
+        accuracy: share of right answers, where answers are known.
+        accuracy_by_kind: the same by kind of question.
+        speed_up: of the language model's prefill, measured here, interleaved.
+        lead: tuned minus this accuracy (agreement where no answer is known), paired, with half its 95 % interval.
+    """
+
+    retention: float
+    kv_share: float
+    flops_share: float
+    discrepancy: float
+    agreement: float
+    accuracy: float | None
+    accuracy_by_kind: dict[str, float]
+    speed_up: float
+    lead: tuple[float, float]
+
+
+def run(settings: Settings) -> dict[str, Row]:
+    """Compare the tuned config with the unpruned model and the other contenders.
+
+    Raises:
+        FlowpruneError: there is no tuned config, or bad data.
+    """
+    tuned = load_config(settings, None)
+    opened = open_model(settings.model)
+    samples = load_samples(settings.data, "heldout", settings.seed)
+    cached = observed(settings, samples, "heldout")
+    objective = Objective(opened.family, cached.samples, settings.search.batch_size, settings.seed)
+    space = make_space(settings, objective)
+    configs = contenders(settings, space, tuned)
+    answers = {name: _answers(opened, samples, config, name) for name, config in configs.items()}
+    rows = _rows(samples, answers, configs, objective)
+    report = Path(settings.output) / REPORT
+    report.write_text(json.dumps({name: asdict(row) for name, row in rows.items()}, indent=2) + "\n", encoding="utf-8")
+    console.print(_table(rows, len(samples)))
+    if any(row.accuracy_by_kind for row in rows.values()):
+        console.print(_kinds_table(rows, samples))
+    console.print(_verdict(rows))
+    console.print(f"report: {report}")
+    return rows
+
+
+def _answers(opened: OpenedModel, samples: Sequence[Sample], config: PruningConfig | None, name: str) -> list[str]:
+    found = []
+    with progress_bar() as progress, prune(opened.model, config) if config else nullcontext():
+        task = progress.add_task(f"answering {name}", total=len(samples))
+        for start in range(0, len(samples), BATCH):
+            batch = samples[start : start + BATCH]
+            longest = max(len((sample.answer or "").split()) for sample in batch)
+            found += greedy_answers(opened, build_inputs(opened, batch), max(16, 2 * longest))
+            progress.advance(task, len(batch))
+    return found
+
+
+def _rows(
+    samples: Sequence[Sample],
+    answers: Mapping[str, Sequence[str]],
+    configs: Mapping[str, PruningConfig | None],
+    objective: Objective,
+) -> dict[str, Row]:
+    known = any(sample.answer is not None for sample in samples)
+    right = {
+        name: [
+            _is_right(answer, sample) if known else answer == reference
+            for answer, sample, reference in zip(given, samples, answers[UNPRUNED], strict=True)
+        ]
+        for name, given in answers.items()
+    }
+    seconds = objective.time_prefill(configs)
+    rows = {}
+    for name, config in configs.items():
+        shares = {"retention": 1.0, "kv_share": 1.0, "flops_share": 1.0} if config is None else objective.shares(config)
+        graded = [ok for ok, sample in zip(right[name], samples, strict=True) if sample.answer is not None]
+        rows[name] = Row(
+            **shares,
+            discrepancy=0.0 if config is None else objective.evaluate(config).discrepancy,
+            agreement=mean(a == u for a, u in zip(answers[name], answers[UNPRUNED], strict=True)),
+            accuracy=mean(graded) if graded else None,
+            accuracy_by_kind=_by_kind(right[name], samples) if graded else {},
+            speed_up=seconds[UNPRUNED] / seconds[name],
+            lead=_paired(right[TUNED], right[name]),
+        )
+    return rows
+
+
+def _is_right(answer: str, sample: Sample) -> bool:
+    return sample.answer is not None and _plain(answer) == _plain(sample.answer)
+
+
+def _plain(answer: str) -> str:
+    return " ".join(answer.lower().strip(" .").split())
+
+
+def _by_kind(right: Sequence[bool], samples: Sequence[Sample]) -> dict[str, float]:
+    kinds = defaultdict(list)
+    for ok, sample in zip(right, samples, strict=True):
+        if sample.kind is not None and sample.answer is not None:
+            kinds[sample.kind].append(ok)
+    return {kind: mean(found) for kind, found in sorted(kinds.items())}
+
+
+def _paired(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[float, float]:
+    """Mean difference and half of its 95 % interval, sample by sample."""
+    differences = [float(a) - float(b) for a, b in zip(ours, theirs, strict=True)]
+    spread = stdev(differences) if len(differences) > 1 else 0.0
+    return mean(differences), 1.96 * spread / math.sqrt(len(differences))
+
+
+def _table(rows: Mapping[str, Row], samples: int) -> Table:
+    table = Table(title=f"{samples} held-out samples", box=SIMPLE_HEAVY, pad_edge=False, collapse_padding=True)
+    table.add_column("", no_wrap=True)
+    for column in ("retention", "discrep.", "agree", "accuracy", "KV", "speed-up", "tuned leads"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, row in rows.items():
+        table.add_row(
+            name,
+            f"{row.retention:.3f}",
+            f"{row.discrepancy:.4f}",
+            f"{row.agreement:.1%}",
+            "–" if row.accuracy is None else f"{row.accuracy:.1%}",
+            f"{row.kv_share:.0%}",
+            f"{row.speed_up:.2f}×",
+            "" if name == TUNED else f"{row.lead[0] * 100:+.1f} ± {row.lead[1] * 100:.1f}",
+        )
+    return table
+
+
+def _kinds_table(rows: Mapping[str, Row], samples: Sequence[Sample]) -> Table:
+    counts = Counter(sample.kind for sample in samples)
+    table = Table(title="accuracy by kind of question", box=SIMPLE_HEAVY)
+    table.add_column("")
+    for name in rows:
+        table.add_column(name, justify="right")
+    for kind in rows[UNPRUNED].accuracy_by_kind:
+        cells = (f"{row.accuracy_by_kind[kind]:.1%}" for row in rows.values())
+        table.add_row(f"{kind.replace('_', ' ')} ({counts[kind]})", *cells)
+    return table
+
+
+def _verdict(rows: Mapping[str, Row]) -> str:
+    """Say plainly whether tuning helped."""
+    behind = [n for n, row in rows.items() if n not in (TUNED, UNPRUNED) and row.lead[0] <= row.lead[1]]
+    if behind:
+        return f"[bold red]The tuned config is not better than {', '.join(behind)} by more than the noise.[/]"
+    return "[bold green]The tuned config is better than every other at this budget, by more than the noise.[/]"
