@@ -5,6 +5,7 @@ from pathlib import Path
 
 from multimodal import PruningConfig, prune
 from pipelines.console import console
+from pipelines.keeping import keep_with_study
 from pipelines.opened import open_model
 from pipelines.search import TUNED
 from pipelines.settings import Settings
@@ -26,5 +27,7 @@ def run(settings: Settings) -> Path:
     path = config.save_pretrained(output)
     with prune(open_model(settings.model).model, PruningConfig.from_pretrained(path)):
         pass
+    keep_with_study(settings, [path])
     console.print(f"pruning config: [bold]{path}[/]")
+    console.print(f"compare the trials: mlflow ui --backend-store-uri {settings.tracking.uri}", soft_wrap=True)
     return path

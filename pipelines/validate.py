@@ -17,6 +17,7 @@ from pipelines.calibrate import observed
 from pipelines.console import console, progress_bar
 from pipelines.contenders import TUNED, UNPRUNED, contenders
 from pipelines.data import Sample, load_samples
+from pipelines.keeping import keep_with_study
 from pipelines.opened import OpenedModel, open_model
 from pipelines.prompts import build_inputs, greedy_answers
 from pipelines.search import load_config, make_space
@@ -74,6 +75,7 @@ def run(settings: Settings) -> dict[str, Row]:
         console.print(_kinds_table(rows, samples))
     console.print(_verdict(rows))
     console.print(f"report: {report}")
+    keep_with_study(settings, [report])
     return rows
 
 

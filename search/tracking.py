@@ -213,3 +213,20 @@ def _milliseconds(at: datetime | None) -> int:
 
 def _now() -> int:
     return int(time.time() * 1000)
+
+
+def log_to_study(uri: str, study: optuna.Study, paths: list[Path], folder: str | None = None) -> None:
+    """Keep files with a study's run, if it has one.
+
+    Raises:
+        FlowpruneError: the tracking store does not answer.
+    """
+    run_id = study.user_attrs.get("mlflow_run")
+    client = connect(uri)
+    if run_id is None:
+        return
+    try:
+        for path in paths:
+            client.log_artifact(run_id, str(path), folder)
+    except LOST as error:
+        raise FlowpruneError(f"MLflow at {uri} did not take {paths[0]} ({error}): check tracking.uri.") from error

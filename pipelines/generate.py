@@ -1,0 +1,80 @@
+"""Stage generate: one image, one question, answered with and without pruning."""
+
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.table import Table
+from transformers import BatchFeature
+
+from multimodal import PruningConfig, prune
+from pipelines.console import console
+from pipelines.data import Sample, load_samples
+from pipelines.data.folder import open_image
+from pipelines.opened import OpenedModel, open_model
+from pipelines.overlay import write_overlay
+from pipelines.prompts import build_inputs, greedy_answers
+from pipelines.search import load_config
+from pipelines.settings import Settings
+
+REPEATS = 5
+
+
+def run(settings: Settings) -> dict[str, str]:
+    """Print both answers, what was kept and the time to the first token; returns the answers.
+
+    Raises:
+        FlowpruneError: there is no config or image, or they do not fit the model.
+    """
+    config = load_config(settings, settings.generate.config)
+    sample = _sample(settings)
+    opened = open_model(settings.model)
+    inputs = build_inputs(opened, [sample])
+    table = Table(title=sample.question)
+    for column in ("", "answer", "visual tokens by layer", "KV bytes", "first token"):
+        table.add_column(column)
+    answers = {}
+    for name, applied in (("unpruned", None), ("pruned", config)):
+        answers[name], tokens, kv, seconds = _answer(opened, inputs, applied, settings.generate.max_new_tokens)
+        table.add_row(name, answers[name], tokens, kv, f"{seconds * 1000:.1f} ms")
+    console.print(table)
+    path = write_overlay(opened, sample, config, Path(settings.output) / "generate.png", sample.question)
+    console.print(f"picture: {path}")
+    return answers
+
+
+def _sample(settings: Settings) -> Sample:
+    asked = settings.generate
+    if asked.image is not None:
+        image = open_image(Path(asked.image), "generate.image")
+        return Sample(image, asked.question or "What is in the picture?")
+    first = load_samples(settings.data.model_copy(update={"heldout": 1}), "heldout", settings.seed)[0]
+    return Sample(first.image, asked.question or first.question)
+
+
+def _answer(
+    opened: OpenedModel, inputs: BatchFeature, config: PruningConfig | None, max_new_tokens: int
+) -> tuple[str, str, str, float]:
+    """The answer, tokens by layer and KV bytes as text, and the median seconds to the first token."""
+    with prune(opened.model, config) if config else nullcontext() as pruner:
+        [answer] = greedy_answers(opened, inputs, max_new_tokens)
+        seconds = median(_seconds_to_first_token(opened, inputs) for _ in range(REPEATS))
+        visual = int((inputs["input_ids"] == opened.family.image_token_id).sum())
+        if pruner is None or config is None:
+            return answer, str(visual), "", seconds
+        [report] = pruner.report
+        steps = zip(config.schedule, report.kept, strict=True)
+        tokens = " → ".join(f"{len(kept)} from layer {step.layer}" for step, kept in steps)
+        kv = f"{report.kv_bytes:,} of {report.kv_bytes_unpruned:,}"
+        return answer, f"{tokens} (retention {report.retention:.3f})", kv, seconds
+
+
+@torch.inference_mode()
+def _seconds_to_first_token(opened: OpenedModel, inputs: BatchFeature) -> float:
+    model: Any = opened.model
+    began = time.perf_counter()
+    model(**inputs, logits_to_keep=1).logits.argmax(-1).cpu()  # the copy waits for the device
+    return time.perf_counter() - began
