@@ -58,10 +58,19 @@ def prefill_flops(text_config: PretrainedConfig, tokens_by_layer: Sequence[int])
     Projections and gated MLP are 2 · tokens · weights; attention's two products are 2 · 2 · tokens² · width, of which
     a causal mask needs half, and half is counted. Embedding, norms and head are left out.
     """
-    hidden, heads, dim = text_config.hidden_size, text_config.num_attention_heads, _head_dim(text_config)
-    projections = hidden * dim * (2 * heads + 2 * _key_heads(text_config))
-    weights = projections + 3 * hidden * text_config.intermediate_size
+    heads, dim, weights = text_config.num_attention_heads, _head_dim(text_config), _layer_weights(text_config)
     return sum(2 * tokens * weights + 2 * tokens * tokens * heads * dim for tokens in tokens_by_layer)
+
+
+def decoding_flops(text_config: PretrainedConfig, tokens_by_layer: Sequence[int]) -> int:
+    """Floating-point operations of one decoding step's layers after such a prompt, counted as for a prefill."""
+    heads, dim = text_config.num_attention_heads, _head_dim(text_config)
+    return sum(2 * _layer_weights(text_config) + 4 * tokens * heads * dim for tokens in tokens_by_layer)
+
+
+def _layer_weights(text_config: PretrainedConfig) -> int:
+    hidden, heads, dim = text_config.hidden_size, text_config.num_attention_heads, _head_dim(text_config)
+    return hidden * dim * (2 * heads + 2 * _key_heads(text_config)) + 3 * hidden * text_config.intermediate_size
 
 
 def _head_dim(text_config: PretrainedConfig) -> int:
@@ -78,6 +87,7 @@ class Costs:
 
     retention: float
     prefill_flops: int
+    decoding_flops: int
     kv_bytes: int
 
 
@@ -104,6 +114,7 @@ def estimate(
     return Costs(
         retention(layouts, schedule, layers),
         prefill_flops(text_config, tokens),
+        decoding_flops(text_config, tokens),
         kv_bytes(text_config, tokens, element_bytes),
     )
 

@@ -60,18 +60,10 @@ class VisionObservation:
     entropy: Tensor | None
     class_tokens: int
 
-    def tiles(self, part: Tensor) -> "VisionObservation":
-        """The observation of some tiles only, by index ``[tiles wanted]``."""
-        layers = {
-            layer: LayerAttention(
-                seen.queries[part],
-                seen.keys[part],
-                seen.scaling,
-                None if seen.received is None else seen.received[part],
-            )
-            for layer, seen in self.layers.items()
-        }
-        return VisionObservation(layers, None if self.entropy is None else self.entropy[part], self.class_tokens)
+    def raw(self) -> "VisionObservation":
+        """The same without what was summarised ahead of time, as a running model hands it over."""
+        layers = {layer: replace(seen, received=None) for layer, seen in self.layers.items()}
+        return replace(self, layers=layers)
 
 
 @contextmanager

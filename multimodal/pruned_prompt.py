@@ -154,6 +154,8 @@ class PrunedPrompt:
 
     def resume(self, embeds: Tensor, position_ids: Tensor | None, cached: int) -> tuple[Tensor, Tensor | None]:
         """Position ids and attention mask of new tokens ``[B, Q, C]`` when the first layer has cached ``cached``."""
+        if cached < self._first_length:
+            self._forget(self._first_length - cached)
         queries, seen = embeds.shape[1], cached - self._first_length
         self._new = seen + queries
         if position_ids is None:
@@ -165,6 +167,13 @@ class PrunedPrompt:
         if not stage.padded and stage.bias is None:
             return position_ids, None
         return position_ids, self._first_mask(stage, embeds)
+
+    def _forget(self, tokens: int) -> None:
+        """Cut the prompt's last tokens: guesses, read along with it, that assisted decoding has rejected."""
+        self.stages = {layer: stage.without_last(tokens) for layer, stage in self.stages.items()}
+        self._first_length -= tokens
+        self._next_position = self._next_position - tokens
+        self._valid = self._valid[:, :-tokens]
 
     def enter_layer(self, layer: int, hidden: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, dict]:
         """Take this layer's step, if it has one, and cut what the text model hands to every layer to the stage.

@@ -1,10 +1,9 @@
 """``with prune(model, config):`` — hooks on a stock transformers model, gone on exit."""
 
-import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -126,7 +125,7 @@ class Pruner:
         self._is_visual = input_ids == self.family.image_token_id
 
     def _enter_text_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        cache = kwargs.get(self._cache_name)
+        cache = kwargs.get(self.family.cache_name)
         if self._is_visual is not None and self._pending is None:
             self._pending = locate_images(self._is_visual, *self._encoded)
         if self._pending is not None:
@@ -165,7 +164,7 @@ class Pruner:
             "inputs_embeds": embeds,
             "position_ids": position_ids,
             "attention_mask": mask,
-            self._cache_name: cache,
+            self.family.cache_name: cache,
         }
 
     def _leave_text_model(self, *_: Any) -> None:
@@ -178,12 +177,6 @@ class Pruner:
             return None
         hidden, changed = self._active.enter_layer(number, args[0], kwargs)
         return (hidden, *args[1:]), kwargs | changed
-
-    @cached_property
-    def _cache_name(self) -> str:
-        """transformers calls it ``cache`` now and ``past_key_values`` before."""
-        signature = inspect.signature(inspect.unwrap(type(self.family.text_model).forward))
-        return "cache" if "cache" in signature.parameters else "past_key_values"
 
 
 def check_fits(family: Family, config: PruningConfig) -> None:

@@ -4,7 +4,7 @@ Rows that keep different counts are padded on the left. Index arithmetic stays o
 integers beforehand, so nothing here waits for the device.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -73,6 +73,18 @@ class Stage:
         """Where each token of this stage stands in the stage that :meth:`keep` makes ``[B, L]``; dropped: undefined."""
         padding = max(lengths) - torch.tensor(lengths, device=keep.device)
         return (keep.cumsum(1) - 1 + padding.unsqueeze(1)).clamp(min=0)
+
+    def without_last(self, tokens: int) -> "Stage":
+        """The same without the last tokens of every row."""
+        return replace(
+            self,
+            index=self.index[:, :-tokens],
+            from_first=self.from_first[:, :-tokens],
+            gather=self.gather[:, :-tokens],
+            valid=self.valid[:, :-tokens],
+            lengths=tuple(length - tokens for length in self.lengths),
+            bias=None if self.bias is None else self.bias[:, :-tokens],
+        )
 
     def rows(self, hidden: Tensor) -> Tensor:
         """Gather this stage's tokens from the stage before ``[B, L_before, C]`` → ``[B, L, C]``."""

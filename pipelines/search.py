@@ -1,6 +1,7 @@
 """Stage search: find the config of least discrepancy under the budget, every trial tracked in MLflow."""
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from multimodal import FlowpruneError, PruningConfig
 from multimodal.config import Budget, Provenance
+from multimodal.layout import Layout
+from multimodal.vision import Normalisation
 from pipelines.calibrate import observed
 from pipelines.console import console, progress_bar
 from pipelines.data import load_samples
@@ -60,7 +63,7 @@ def run(settings: Settings) -> SearchResult:
     calibration = observed(settings, samples, "calibration")
     opened = open_model(settings.model)
     objective = Objective(opened.family, calibration.samples, settings.search.batch_size, settings.seed)
-    space = make_space(settings, objective)
+    space = make_space(settings, objective.layouts, opened.tuned_for.layers, opened.pixels)
     description = space.describe() | {
         "model": opened.tuned_for.model_dump(),
         "data": calibration.data_digest,
@@ -105,20 +108,26 @@ def run(settings: Settings) -> SearchResult:
     return result
 
 
-def make_space(settings: Settings, objective: Objective) -> Space:
-    """The search space of the settings on these calibration samples."""
-    opened = open_model(settings.model)
-    check_reachable(settings.budget.retention, min(layout.visual_tokens for layout in objective.layouts))
+def make_space(settings: Settings, layouts: Sequence[Layout], layers: int, pixels: Normalisation) -> Space:
+    """The search space of the settings.
+
+    Args:
+        settings: method, budget and schedule.
+        layouts: of the images, each once.
+        layers: of the language model.
+        pixels: mean and standard deviation of the image processor.
+    """
+    check_reachable(settings.budget.retention, min(layout.visual_tokens for layout in layouts))
     return Space(
         method=settings.method.name,
         fixed=settings.method.fixed,
         ranges=settings.method.ranges,
         retention=settings.budget.retention,
         steps=settings.search.steps,
-        layers=opened.tuned_for.layers,
+        layers=layers,
         positions=settings.search.positions,
-        layouts=objective.layouts,
-        pixels=opened.pixels,
+        layouts=layouts,
+        pixels=pixels,
     )
 
 

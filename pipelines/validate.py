@@ -6,9 +6,11 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
+import torch
 from rich.box import SIMPLE_HEAVY
 from rich.table import Table
 
@@ -22,10 +24,12 @@ from pipelines.opened import OpenedModel, open_model
 from pipelines.prompts import build_inputs, greedy_answers
 from pipelines.search import load_config, make_space
 from pipelines.settings import Settings
+from pipelines.timing import Stopwatch
 from search.objective import Objective
 
 REPORT = "validation.json"
 BATCH = 32
+TIMED_BATCHES, TIMING_REPEATS = 4, 5
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def run(settings: Settings) -> dict[str, Row]:
     samples = load_samples(settings.data, "heldout", settings.seed)
     cached = observed(settings, samples, "heldout")
     objective = Objective(opened.family, cached.samples, settings.search.batch_size, settings.seed)
-    space = make_space(settings, objective)
+    space = make_space(settings, objective.layouts, opened.tuned_for.layers, opened.pixels)
     configs = contenders(settings, space, tuned)
     answers = {name: _answers(opened, samples, config, name) for name, config in configs.items()}
     rows = _rows(samples, answers, configs, objective)
@@ -105,14 +109,14 @@ def _rows(
         ]
         for name, given in answers.items()
     }
-    seconds = objective.time_prefill(configs)
+    seconds = _prefill_seconds(objective, configs)
     rows = {}
     for name, config in configs.items():
         shares = {"retention": 1.0, "kv_share": 1.0, "flops_share": 1.0} if config is None else objective.shares(config)
         graded = [ok for ok, sample in zip(right[name], samples, strict=True) if sample.answer is not None]
         rows[name] = Row(
             **shares,
-            discrepancy=0.0 if config is None else objective.evaluate(config).discrepancy,
+            discrepancy=0.0 if config is None else mean(objective.evaluate(config)),
             agreement=mean(a == u for a, u in zip(answers[name], answers[UNPRUNED], strict=True)),
             accuracy=mean(graded) if graded else None,
             accuracy_by_kind=_by_kind(right[name], samples) if graded else {},
@@ -120,6 +124,19 @@ def _rows(
             lead=_paired(right[TUNED], right[name]),
         )
     return rows
+
+
+def _prefill_seconds(objective: Objective, configs: Mapping[str, PruningConfig | None]) -> dict[str, float]:
+    def prefill(config: PruningConfig | None) -> None:
+        with torch.inference_mode(), prune(objective.family.model, config) if config else nullcontext() as pruner:
+            for batch in objective.batches[:TIMED_BATCHES]:
+                objective.prefill(batch, pruner)
+
+    watch = Stopwatch(objective.family.model.device)
+    for _ in range(1 + TIMING_REPEATS):
+        for name, config in configs.items():
+            watch.time(name, partial(prefill, config))
+    return watch.medians()
 
 
 def _is_right(answer: str, sample: Sample) -> bool:

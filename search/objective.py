@@ -4,14 +4,12 @@ A trial is the language model's pruned prefill on cached features: no vision tow
 """
 
 import random
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from statistics import median
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from multimodal import PruningConfig, prune
 from multimodal.costs import shares
@@ -24,7 +22,7 @@ from search.calibration import CalibrationSample
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     """Calibration samples of similar length, padded on the left and on the model's device."""
 
     embeds: Tensor
@@ -32,26 +30,6 @@ class _Batch:
     prompt: Prompt
     vision: VisionObservation
     reference: Tensor
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What one trial measured.
-
-    Args:
-        discrepancies: of each sample, in evaluation order.
-        prefill_seconds: spent in the pruned language-model prefill.
-        seconds: spent in all.
-    """
-
-    discrepancies: list[float]
-    prefill_seconds: float
-    seconds: float
-
-    @property
-    def discrepancy(self) -> float:
-        """Mean over the samples: 1 − cosine similarity."""
-        return sum(self.discrepancies) / len(self.discrepancies)
 
 
 class Objective:
@@ -70,80 +48,56 @@ class Objective:
         by_length = sorted(samples, key=lambda sample: len(sample.embeds))
         groups = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
         random.Random(seed).shuffle(groups)
-        self._batches = [_batch(family, group) for group in groups]
+        self.batches = [_batch(family, group) for group in groups]
 
     @property
     def layouts(self) -> list[Layout]:
         """Layouts of the calibration images, each once."""
-        return list(dict.fromkeys(layout for batch in self._batches for layout in batch.prompt.layouts))
+        return list(dict.fromkeys(layout for batch in self.batches for layout in batch.prompt.layouts))
 
     def shares(self, config: PruningConfig) -> dict[str, float]:
         """Retention, and prefill FLOPs and KV bytes as shares of the unpruned model's, over all samples."""
         return asdict(shares(self.family.text_model.config, self._prompts, config))
 
+    @torch.inference_mode()
     def evaluate(
         self, config: PruningConfig, after_batch: Callable[[list[float]], None] = lambda discrepancies: None
-    ) -> Evaluation:
-        """Measure a config.
+    ) -> list[float]:
+        """The discrepancy of each sample: 1 − cosine similarity.
 
         Args:
             config: the config.
             after_batch: told the discrepancies so far; may raise to stop early.
         """
-        began, prefill, discrepancies = time.perf_counter(), 0.0, []
-        for found, seconds in self._discrepancies(config):
-            discrepancies += found.tolist()
-            prefill += seconds
-            after_batch(discrepancies)
-        return Evaluation(discrepancies, prefill, time.perf_counter() - began)
+        discrepancies: list[float] = []
+        with prune(self.family.model, config) as pruner:
+            for batch in self.batches:
+                hidden = self.prefill(batch, pruner)[:, -1]
+                discrepancies += (1 - torch.cosine_similarity(hidden.float(), batch.reference, dim=-1)).tolist()
+                after_batch(discrepancies)
+        return discrepancies
 
-    @torch.inference_mode()
-    def time_prefill(
-        self, configs: Mapping[str, PruningConfig | None], repeats: int = 5, batches: int = 4
-    ) -> dict[str, float]:
-        """Seconds of the language model's prefill under each config, interleaved; medians over repeats.
+    def prefill(self, batch: Batch, pruner: Pruner | None, cache: Cache | None = None) -> Tensor:
+        """The language model's last hidden states of a batch ``[B, L, C]``.
 
         Args:
-            configs: by name; None is the unpruned model.
-            repeats: measurements of each.
-            batches: how many batches each measurement prefills.
+            batch: one of :attr:`batches`.
+            pruner: of the model, from an open :func:`multimodal.prune` block; None: unpruned.
+            cache: filled if given.
         """
-        seconds: dict[str, list[float]] = {name: [] for name in configs}
-        for _ in range(repeats):
-            for name, config in configs.items():
-                with prune(self.family.model, config) if config else nullcontext() as pruner:
-                    spent = [self._prefill(batch, config, pruner)[1] for batch in self._batches[:batches]]
-                seconds[name].append(sum(spent))
-        return {name: median(found) for name, found in seconds.items()}
-
-    @torch.inference_mode()
-    def _discrepancies(self, config: PruningConfig) -> Iterator[tuple[Tensor, float]]:
-        with prune(self.family.model, config) as pruner:
-            for batch in self._batches:
-                hidden, seconds = self._prefill(batch, config, pruner)
-                yield 1 - torch.cosine_similarity(hidden.float(), batch.reference, dim=-1), seconds
-
-    def _prefill(self, batch: _Batch, config: PruningConfig | None, pruner: Pruner | None) -> tuple[Tensor, float]:
-        """Last token's hidden states ``[B, C]``, and the seconds of the prefill, the map not counted."""
-        if config is not None and pruner is not None:
-            maps = importance_maps(self.family, config, batch.prompt.layouts, batch.vision)
+        if pruner is not None:
+            maps = importance_maps(self.family, pruner.config, batch.prompt.layouts, batch.vision)
             pruner.feed(replace(batch.prompt, maps=maps))
-        began = self._now()
-        hidden = self.family.text_model(
+        return self.family.text_model(
             inputs_embeds=batch.embeds,
             attention_mask=batch.valid.long(),
             position_ids=(batch.valid.cumsum(1) - 1).clamp(min=0),
-            use_cache=False,
-        ).last_hidden_state[:, -1]
-        return hidden, self._now() - began
-
-    def _now(self) -> float:
-        if self.family.text_model.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
+            use_cache=cache is not None,
+            **{self.family.cache_name: cache},
+        ).last_hidden_state
 
 
-def _batch(family: Family, samples: Sequence[CalibrationSample]) -> _Batch:
+def _batch(family: Family, samples: Sequence[CalibrationSample]) -> Batch:
     device, longest = family.text_model.device, max(len(sample.embeds) for sample in samples)
     pads = [longest - len(sample.embeds) for sample in samples]
     embeds = torch.stack(
@@ -154,7 +108,7 @@ def _batch(family: Family, samples: Sequence[CalibrationSample]) -> _Batch:
     )
     valid = torch.arange(longest) >= torch.tensor(pads).unsqueeze(1)
     layouts = [layout for sample in samples for layout in sample.layouts]
-    return _Batch(
+    return Batch(
         embeds.to(device),
         valid.to(device),
         locate_images(is_visual, layouts, maps=None),

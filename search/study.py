@@ -178,9 +178,9 @@ def run_worker(
                 note(trial, samples=reported)
                 raise optuna.TrialPruned(f"clearly worse after {reported} samples")
 
-        evaluation = objective.evaluate(config, after_batch)
-        note(trial, samples=reported, seconds=evaluation.seconds, prefill_seconds=evaluation.prefill_seconds)
-        return evaluation.discrepancy
+        discrepancies = objective.evaluate(config, after_batch)
+        note(trial, samples=reported)
+        return sum(discrepancies) / len(discrepancies)
 
     def stop_at_target(study: optuna.Study, trial: FrozenTrial) -> None:
         on_end(trial)

@@ -203,7 +203,9 @@ def trial_metrics(trial: FrozenTrial) -> dict[str, float]:
         metrics["discrepancy"] = trial.value
     elif seen:
         metrics["discrepancy"] = sum(seen) / len(seen)
-    names = ("samples", "seconds", "prefill_seconds", "retention", "kv_share", "flops_share")
+    if trial.duration is not None:
+        metrics["seconds"] = trial.duration.total_seconds()
+    names = ("samples", "retention", "kv_share", "flops_share")
     return metrics | {name: float(trial.user_attrs[name]) for name in names if name in trial.user_attrs}
 
 

@@ -4,10 +4,13 @@ A family gives accessors only; it knows nothing of methods. It never re-derives 
 through the *model's own* packing code as a feature of few channels, with NaN for newline tokens.
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -47,6 +50,12 @@ class Family(ABC):
         """The decoder's layers, in order."""
         return cast(nn.ModuleList, self.text_model.layers)
 
+    @cached_property
+    def cache_name(self) -> str:
+        """What the text model calls its cache argument: ``cache`` now, ``past_key_values`` before."""
+        signature = inspect.signature(inspect.unwrap(type(self.text_model).forward))
+        return "cache" if "cache" in signature.parameters else "past_key_values"
+
     @property
     def vision_tower(self) -> PreTrainedModel:
         """The vision encoder."""
@@ -78,6 +87,15 @@ class Family(ABC):
                 f"so choose one of −{last_state} to −1."
             )
         return stack[last_state + layer]
+
+    def random_image(self, size: tuple[int, int] | None = None) -> dict[str, Tensor]:
+        """Pixels of one random image, as the model's forward takes them: for timing without a processor.
+
+        Args:
+            size: (height, width) of the image before it is cut into tiles; None: that of the tower.
+        """
+        side = self.config.vision_config.image_size
+        return {"pixel_values": torch.randn(1, 3, side, side, dtype=self.model.dtype, device=self.model.device)}
 
     @abstractmethod
     def layouts(self, inputs: Mapping[str, Any]) -> list[Layout]:

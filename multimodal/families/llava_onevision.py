@@ -17,6 +17,12 @@ class LlavaOnevision(Family):
 
     model_type = "llava_onevision"
 
+    def random_image(self, size: tuple[int, int] | None = None) -> dict[str, Tensor]:
+        side = self.config.vision_config.image_size
+        size = size or (2 * side, 2 * side)
+        pixels = torch.randn(1, self._tiles(size), 3, side, side, dtype=self.model.dtype, device=self.model.device)
+        return {"pixel_values": pixels, "image_sizes": torch.tensor([size], device=self.model.device)}
+
     def layouts(self, inputs: Mapping[str, Any]) -> list[Layout]:
         if inputs.get("pixel_values_videos") is not None:
             raise FlowpruneError("Videos are not pruned yet: pass images only, or generate outside of prune().")

@@ -1,0 +1,264 @@
+"""Stage benchmark: what pruning costs and saves on this machine, as ratios inside one run."""
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAVY
+from rich.table import Table
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from multimodal import FlowpruneError, PruningConfig, prune
+from multimodal.costs import estimate
+from multimodal.families import Family, family_of
+from multimodal.importance import patch_entropy
+from multimodal.observation import unnormalised
+from multimodal.pruned_prompt import PrunedPrompt, importance_maps
+from multimodal.pruner import Pruner
+from multimodal.vision import Normalisation
+from pipelines.console import console
+from pipelines.contenders import untuned_config
+from pipelines.data import load_samples
+from pipelines.opened import build_random, open_model
+from pipelines.prompts import build_inputs
+from pipelines.search import load_config, make_space
+from pipelines.settings import Settings
+from pipelines.timing import Stopwatch
+from search.calibration import CalibrationSample, observe_sample
+from search.objective import Objective
+
+HALF: Normalisation = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is measured: a model, inputs of a few samples, and a config."""
+
+    model: PreTrainedModel
+    family: Family
+    inputs: list[dict[str, Tensor]]
+    samples: list[CalibrationSample]
+    config: PruningConfig
+    pixels: Normalisation
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Measure, print and write ``benchmark.json``; returns what it holds.
+
+    Raises:
+        FlowpruneError: the config does not fit the model.
+    """
+    subject = _subject(settings)
+    with torch.inference_mode():
+        report = _measure_model(subject, settings.benchmark.repeats)
+        report["trial"] = _measure_trial(subject, settings)
+    _print(report, subject, settings)
+    path = Path(settings.output) / "benchmark.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    console.print(f"report: {path}")
+    return report
+
+
+def _subject(settings: Settings) -> _Subject:
+    if settings.model.weights == "random":
+        model, pixels = build_random(settings.model), HALF
+        family = family_of(model)
+        torch.manual_seed(settings.seed)
+        inputs = [_random_inputs(family, settings.benchmark.text_tokens) for _ in range(settings.benchmark.samples)]
+    else:
+        opened = open_model(settings.model)
+        model, family, pixels = opened.model, opened.family, opened.pixels
+        few = settings.data.model_copy(update={"heldout": settings.benchmark.samples})
+        chosen = load_samples(few, "heldout", settings.seed)
+        inputs = [dict(build_inputs(opened, [sample])) for sample in chosen]
+    config = _config(settings, family, inputs, pixels)
+    layers = config.method.vision_layers
+    samples = [observe_sample(family, each, layers, pixels) for each in inputs]
+    return _Subject(model, family, inputs, samples, config, pixels)
+
+
+def _random_inputs(family: Family, text_tokens: int) -> dict[str, Tensor]:
+    pixels = family.random_image()
+    visual = sum(layout.visual_tokens for layout in family.layouts(pixels))
+    before, after = text_tokens // 2, text_tokens - text_tokens // 2
+    vocabulary = family.text_model.config.vocab_size
+    ids = torch.randint(vocabulary, (1, before + visual + after))
+    ids[ids == family.image_token_id] = 0
+    ids[:, before : before + visual] = family.image_token_id
+    return pixels | {
+        "input_ids": ids.to(family.model.device),
+        "attention_mask": torch.ones_like(ids).to(family.model.device),
+    }
+
+
+def _config(
+    settings: Settings, family: Family, inputs: list[dict[str, Tensor]], pixels: Normalisation
+) -> PruningConfig:
+    if settings.benchmark.config is None and settings.model.weights == "pretrained":
+        try:
+            return load_config(settings, None)
+        except FlowpruneError:
+            console.print("no tuned config of this study: measuring the untuned values")
+    if settings.benchmark.config is not None:
+        return load_config(settings, settings.benchmark.config)
+    layouts = list(dict.fromkeys(layout for each in inputs for layout in family.layouts(each)))
+    return untuned_config(settings, make_space(settings, layouts, len(family.text_layers), pixels))
+
+
+def _measure_model(subject: _Subject, repeats: int) -> dict[str, float]:
+    """Medians over samples, taken one at a time: seconds of each part, and peak bytes on a GPU."""
+    parts = [_measure_prompt(subject, number, repeats) for number in range(len(subject.samples))]
+    return {name: median(part[name] for part in parts) for name in parts[0]}
+
+
+def _measure_prompt(subject: _Subject, number: int, repeats: int) -> dict[str, float]:
+    family, config, device = subject.family, subject.config, subject.model.device
+    inputs = subject.inputs[number]
+    pixels = {key: value for key, value in inputs.items() if key not in ("input_ids", "attention_mask")}
+    objective = Objective(family, [subject.samples[number]], batch_size=1, seed=0)
+    [batch] = objective.batches
+    peaks: dict[str, float] = {}
+
+    def select() -> None:
+        if config.method.needs_entropy:
+            tiles = inputs["pixel_values"].flatten(0, -4)
+            patch_entropy(unnormalised(tiles, *subject.pixels), family.patch_size)
+        maps = importance_maps(family, config, batch.prompt.layouts, batch.vision.raw())
+        PrunedPrompt(family, config, replace(batch.prompt, maps=maps)).begin(batch.embeds, batch.valid, None)
+
+    def read(name: str, pruner: Pruner | None) -> None:
+        """Time a prefill and one decoding step after it."""
+        cache = DynamicCache(config=family.text_model.config)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        watch.time(f"{name} prefill", lambda: objective.prefill(batch, pruner, cache))
+        if device.type == "cuda":
+            peaks[f"{name} peak bytes"] = torch.cuda.max_memory_allocated(device)
+        step = {"inputs_embeds": batch.embeds[:, -1:], "use_cache": True, family.cache_name: cache}
+        watch.time(f"{name} decoding step", lambda: family.text_model(**step))
+
+    watch = Stopwatch(device)
+    for _ in range(1 + repeats):
+        watch.time("vision tower", lambda: family.base.get_image_features(**pixels))
+        watch.time("map, selection, recycling", select)
+        read("unpruned", None)
+        with prune(subject.model, config) as pruner:
+            read("pruned", pruner)
+    return watch.medians() | peaks
+
+
+def _measure_trial(subject: _Subject, settings: Settings) -> dict[str, float]:
+    """Seconds a sample of a search trial: ours on cached features, the released way from pixels."""
+    family, config, model = subject.family, subject.config, subject.model
+    objective = Objective(family, subject.samples, settings.search.batch_size, settings.seed)
+    watch = Stopwatch(model.device)
+    inside: list[float] = []
+
+    def ours() -> None:
+        objective.evaluate(config)
+
+    def prefill_alone() -> None:
+        """The trial again, timing the decoder alone: from after the first step's selection to its end."""
+        inside.append(0.0)
+        with prune(model, config) as pruner:
+            clock = _DecoderClock(family)
+            for batch in objective.batches:
+                objective.prefill(batch, pruner)
+            inside[-1] = clock.stop()
+
+    def released() -> None:
+        for inputs in subject.inputs:
+            _first_token(model, inputs)
+            with prune(model, config):
+                _first_token(model, inputs)
+
+    for _ in range(1 + settings.benchmark.repeats):
+        watch.time("ours", ours)
+        watch.time("released way", released)
+        prefill_alone()
+    seconds = {name: total / len(subject.samples) for name, total in watch.medians().items()}
+    return seconds | {"pruned prefill": median(inside[1:]) / len(subject.samples)}
+
+
+class _DecoderClock:
+    """Adds up the time inside a text model, from after the pruner's hook to the end of the forward pass."""
+
+    def __init__(self, family: Family) -> None:
+        self._device = family.text_model.device
+        self._seconds = 0.0
+        self._began = 0.0
+        self._hooks = [
+            family.text_model.register_forward_pre_hook(self._start),
+            family.text_model.register_forward_hook(self._end),
+        ]
+
+    def stop(self) -> float:
+        """Take the hooks off; returns the seconds."""
+        for hook in self._hooks:
+            hook.remove()
+        return self._seconds
+
+    def _start(self, *_: Any) -> None:
+        self._began = self._now()
+
+    def _end(self, *_: Any) -> None:
+        self._seconds += self._now() - self._began
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+def _first_token(model: Any, inputs: dict[str, Tensor]) -> None:
+    model.generate(**inputs, max_new_tokens=1, do_sample=False, output_hidden_states=True, return_dict_in_generate=True)
+
+
+def _print(report: dict[str, Any], subject: _Subject, settings: Settings) -> None:
+    costs = _costs(subject)
+    speed = Table(title=f"{settings.model.name}, one prompt at a time, {subject.model.device}", box=SIMPLE_HEAVY)
+    for column in ("", "unpruned", "pruned", "measured", "FLOPs or bytes bound"):
+        speed.add_column(column, justify="left" if not column else "right")
+    parts = (("prefill", costs["prefill_flops"]), ("decoding step", costs["decoding_flops"]))
+    for part, (full, pruned) in parts:
+        before, after = report[f"unpruned {part}"], report[f"pruned {part}"]
+        speed.add_row(part, _ms(before), _ms(after), f"{before / after:.2f}×", f"{full / pruned:.2f}×")
+    full, pruned = costs["kv_bytes"]
+    speed.add_row("KV bytes of the prompt", f"{full:,.0f}", f"{pruned:,.0f}", "", f"{full / pruned:.2f}×")
+    if "unpruned peak bytes" in report:
+        full, pruned = report["unpruned peak bytes"], report["pruned peak bytes"]
+        speed.add_row("peak bytes", f"{full:,.0f}", f"{pruned:,.0f}", f"{full / pruned:.2f}×", "")
+    tower, select = report["vision tower"], report["map, selection, recycling"]
+    speed.add_row("vision tower", _ms(tower), _ms(tower), "", "")
+    speed.add_row("map, selection, recycling", "", _ms(select), f"{select / tower:.1%} of the tower", "")
+    console.print(speed)
+    trial = report["trial"]
+    ours, released, prefill = trial["ours"], trial["released way"], trial["pruned prefill"]
+    console.print(
+        f"a search trial, per sample: {_ms(ours)}, of which {_ms(prefill)} are the pruned prefill "
+        f"([bold]{ours / prefill - 1:.1%}[/] on top); the released way: {_ms(released)} "
+        f"([bold]{released / ours:.1f}×[/] as much)"
+    )
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.2f} ms"
+
+
+def _costs(subject: _Subject) -> dict[str, tuple[float, float]]:
+    """Unpruned and pruned FLOPs and bytes, summed over samples."""
+    text, config = subject.family.text_model.config, subject.config
+    element = subject.model.dtype.itemsize
+    pairs = []
+    for sample in subject.samples:
+        words = int((~sample.is_visual).sum())
+        costs = [estimate(text, sample.layouts, words, applied, element) for applied in (None, config)]
+        pairs.append([(c.prefill_flops, c.decoding_flops, c.kv_bytes) for c in costs])
+    names = ("prefill_flops", "decoding_flops", "kv_bytes")
+    return {name: (sum(p[0][i] for p in pairs), sum(p[1][i] for p in pairs)) for i, name in enumerate(names)}
