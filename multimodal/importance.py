@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 GREY_LEVELS = 256
-CHUNK_ELEMENTS = 1 << 22  # attention weights formed at once: 16 MB in float32
+CHUNK_ELEMENTS = 1 << 20  # attention weights formed at once: 4 MB in float32, so that they stay in a cache
 
 
 def patch_entropy(image: Tensor, patch_size: int) -> Tensor:
@@ -89,12 +89,15 @@ def weighted_attention(queries: Tensor, keys: Tensor, scaling: float, weights: T
         ``[..., N]``, float32.
     """
     heads, rows = queries.shape[-3], queries.shape[-2]
-    keys = keys.repeat_interleave(heads // keys.shape[-3], dim=-3).transpose(-1, -2)
-    row_elements = keys[..., 0, :].numel()
-    chunk = max(1, CHUNK_ELEMENTS // row_elements)
-    total = torch.zeros(keys.shape[:-3] + keys.shape[-1:], dtype=torch.float32, device=keys.device)
+    if keys.shape[-3] != heads:
+        keys = keys.repeat_interleave(heads // keys.shape[-3], dim=-3)
+    keys = keys.transpose(-1, -2)
+    weights = (weights.float() / heads).unsqueeze(-2)
+    chunk = max(1, CHUNK_ELEMENTS // keys[..., 0, :].numel())
+    total = torch.zeros(*keys.shape[:-3], 1, keys.shape[-1], dtype=torch.float32, device=keys.device)
     for start in range(0, rows, chunk):
         part = slice(start, start + chunk)
-        attention = (queries[..., part, :] @ keys * scaling).softmax(-1, dtype=torch.float32)
-        total += torch.einsum("...hqn,...q->...n", attention, weights[..., part].float())
-    return total / heads
+        attention = (queries[..., part, :] * scaling @ keys).softmax(-1, dtype=torch.float32)
+        every_head = weights[..., part].expand(*attention.shape[:-3], heads, -1).flatten(-2).unsqueeze(-2)
+        total += every_head @ attention.flatten(-3, -2)
+    return total.squeeze(-2)

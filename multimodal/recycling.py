@@ -176,11 +176,11 @@ def merge_cells(features: Tensor, importance: Tensor, cells: Cells, top: Tensor 
     plain = total.gather(-1, ids) <= torch.finfo(torch.float32).tiny
     weight = torch.where(plain, pruned.float(), weight)
     total = _sum_by_cell(weight, ids, number)
-    share = (weight / total.gather(-1, ids).clamp(min=torch.finfo(torch.float32).tiny)).to(features.dtype)
+    share = weight / total.gather(-1, ids).clamp(min=torch.finfo(torch.float32).tiny)
 
-    channels = ids.unsqueeze(-1).expand_as(features)
-    merged = torch.zeros(*features.shape[:-2], number, features.shape[-1], dtype=features.dtype, device=features.device)
-    merged = merged.scatter_add(-2, channels, features * share.unsqueeze(-1))
+    by_cell = torch.zeros(*share.shape[:-1], number, share.shape[-1], device=share.device)
+    by_cell = by_cell.scatter(-2, ids.unsqueeze(-2), share.unsqueeze(-2))
+    merged = by_cell.to(features.dtype) @ features
     sizes = _sum_by_cell(pruned.float(), ids, number)
 
     count = int(remains.sum(-1).max()) if count is None else count
