@@ -15,16 +15,20 @@ from multimodal.layout import Layout
 
 
 def kept_counts(layout: Layout, schedule: Sequence[PruningStep]) -> list[int]:
-    """Visual tokens of one image that are left after each step, newline tokens included.
-
-    A step keeps round(keep_ratio · tokens left), halves up, but every newline token and at least one other.
-    """
+    """Visual tokens of one image that are left after each step, newline tokens included."""
     left, counts = layout.visual_tokens, []
     for step in schedule:
-        least = len(layout.newlines) + 1
-        left = min(left, max(least, math.floor(step.keep_ratio * left + 0.5)))
+        left = kept_count(layout, step.keep_ratio, left)
         counts.append(left)
     return counts
+
+
+def kept_count(layout: Layout, keep_ratio: float, left: int) -> int:
+    """Visual tokens of one image that a step keeps of those left, newline tokens included.
+
+    round(keep_ratio · left), halves up, but every newline token and at least one other.
+    """
+    return min(left, max(len(layout.newlines) + 1, math.floor(keep_ratio * left + 0.5)))
 
 
 def visual_tokens_by_layer(layout: Layout, schedule: Sequence[PruningStep], layers: int) -> list[int]:

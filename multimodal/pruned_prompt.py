@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from multimodal.config import PruningConfig
-from multimodal.costs import kept_counts
+from multimodal.costs import kept_count
 from multimodal.errors import FlowpruneError
 from multimodal.families import Family
 from multimodal.layout import Layout
@@ -115,7 +115,6 @@ class PrunedPrompt:
         self.stages: dict[int, Stage] = {}  # by the layer they begin at
         self._family = family
         self._config = config
-        self._counts = [kept_counts(layout, config.schedule) for layout in prompt.layouts]
         self._steps = {step.layer: number for number, step in enumerate(config.schedule)}
         self._groups: list[_Group] = []
         self._first_length = 0
@@ -257,7 +256,7 @@ class PrunedPrompt:
 
     def _step(self, layer: int, stage: Stage, hidden: Tensor) -> tuple[Tensor, Stage]:
         """Select, merge and gather at one step."""
-        number = self._steps[layer]
+        keep_ratio = self._config.schedule[self._steps[layer]].keep_ratio
         keep = stage.valid.clone()
         lengths = list(stage.lengths)
         bias = stage.bias
@@ -267,7 +266,8 @@ class PrunedPrompt:
             rows = group.rows.unsqueeze(1)
             features = hidden[rows, group.slots]
             tokens = VisualTokens(layer, group.layout, group.index, features, group.importance)
-            count = self._counts[group.images[0]][number] - len(group.layout.newlines)
+            newlines = len(group.layout.newlines)
+            count = kept_count(group.layout, keep_ratio, group.slots.shape[1] + newlines) - newlines
             reduced = self._config.method.reduce(tokens, count)
             slots = group.slots.gather(1, reduced.kept)
             keep[rows, group.slots] = False

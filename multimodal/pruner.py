@@ -105,7 +105,7 @@ class Pruner:
 
     @property
     def report(self) -> list[SampleReport]:
-        """One entry a sample of the last prefill."""
+        """One entry a sample of the last prefill; none if that had no images at all."""
         return [] if self._last is None else _report(self.family, self.config, self._last)
 
     def _see_images(self, layouts: list[Layout], vision: VisionObservation) -> None:
@@ -131,7 +131,9 @@ class Pruner:
         if self._pending is not None:
             return args, kwargs | self._begin(self._pending, cache, kwargs)
         if cache is None or (known := self._prompts.get(cache)) is None:
-            return None  # a prompt without images, or one that was read outside of this block
+            if cache is None or cache.get_seq_length() == 0:
+                self._last = None  # a prompt without images
+            return None  # that, or a prompt that was read outside of this block
         self._active = known
         embeds = kwargs.get("inputs_embeds")
         new = kwargs["input_ids"] if embeds is None else embeds

@@ -1,9 +1,13 @@
 """Tiny random models of every family, built from transformers' configs, and inputs for them. No network, no GPU."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
     CLIPVisionConfig,
     Dinov2Config,
     LlamaConfig,
@@ -15,6 +19,9 @@ from transformers import (
     Qwen2Config,
     SiglipVisionConfig,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_flash_attention_utils import _is_packed_sequence
 
 IMAGE_TOKEN = 7
 LAYERS = 5
@@ -30,7 +37,7 @@ _text = {
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 0,
-    "initializer_range": 0.3,
+    "initializer_range": 0.2,
 }
 _vision = {
     "hidden_size": 24,
@@ -39,7 +46,7 @@ _vision = {
     "num_attention_heads": 3,
     "image_size": 32,
     "patch_size": 4,
-    "initializer_range": 0.3,
+    "initializer_range": 0.2,
 }
 
 
@@ -97,8 +104,14 @@ BUILDERS: dict[str, Callable[[], PreTrainedModel]] = {
 def build(name: str, attention: str = "sdpa", seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
     model = BUILDERS[name]().eval()
-    model.set_attn_implementation(attention)
+    if attention == "fake_flash":  # transformers would look for a kernel
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel):
+                module.config._attn_implementation = attention
+    else:
+        model.set_attn_implementation(attention)
     model.generation_config.eos_token_id = None
+    model.generation_config.suppress_tokens = [IMAGE_TOKEN]  # no model writes placeholders
     return model
 
 
@@ -145,3 +158,23 @@ def batch(samples: list[dict]) -> dict:
         if tensors:
             inputs[key] = torch.cat(tensors)
     return inputs
+
+
+def fake_flash(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+    """What flash attention does, slowly: 2-D masks only; without one, positions that jump are packed sequences."""
+    queries, keys = query.shape[2], key.shape[2]
+    seen = torch.ones(query.shape[0], queries, keys, dtype=torch.bool)
+    if module.is_causal:
+        seen &= torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+    if mask is not None:
+        assert mask.shape == (query.shape[0], keys)
+        seen &= mask.bool()[:, None]
+    elif _is_packed_sequence(kwargs.get("position_ids"), query.shape[0]):
+        pack = (kwargs["position_ids"].diff(prepend=kwargs["position_ids"][:, :1] - 1) != 1).cumsum(1)
+        seen &= pack[:, :, None] == pack[:, None]
+    seen = seen.unsqueeze(1) | ~seen.any(-1)[:, None, :, None]
+    return sdpa_attention_forward(module, query, key, value, seen, scaling=kwargs.get("scaling"), is_causal=False)
+
+
+AttentionInterface.register("fake_flash", fake_flash)
+AttentionMaskInterface.register("fake_flash", ALL_MASK_ATTENTION_FUNCTIONS["flash_attention_2"])
