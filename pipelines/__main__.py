@@ -17,7 +17,7 @@ from pipelines.settings import check_settings, register_resolvers
 USER_ERROR = 2
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def app(cfg: DictConfig) -> None:
     """Run the stages of a composed configuration."""
     try:

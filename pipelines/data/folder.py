@@ -1,7 +1,8 @@
 """A folder of image files and one JSONL file: image, question and, where known, answer and kind."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from pipelines.data.sample import Sample
 
 
 def folder_rows(path: str) -> list[Callable[[], Sample]]:
-    """The rows of a folder, each to be read when called; every row is checked, images are only looked for.
+    """The rows of a folder, each to be read when called; every row and image is checked before.
 
     Raises:
         FlowpruneError: names the file and line that is wrong.
@@ -62,9 +63,15 @@ def open_image(path: Path, where: str) -> Image.Image:
     Raises:
         FlowpruneError: it cannot be read; names it and where it is used.
     """
+    with _readable(path, where) as image:
+        return image.convert("RGB")
+
+
+@contextmanager
+def _readable(path: Path, where: str) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            yield image
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise FlowpruneError(f"{where}: the image {path} cannot be read: replace it or drop the row.") from error
 

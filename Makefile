@@ -1,0 +1,48 @@
+# flowprune. `make help` explains each target.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OLDEST := .venv-oldest
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint pytest test-oldest train-tiny ui clean
+
+help: ## Show this list.
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed ## Create .venv and install flowprune with its development tools.
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "flowprune needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: install ## The main job on the shipped model: calibrate, search 60 trials, validate, export.
+	$(BIN)/flowprune
+
+test: lint pytest ## Lint, types, import rules and tests.
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+pytest: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-oldest: ## The library's tests on the oldest supported transformers, in .venv-oldest.
+	test -d $(OLDEST) || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' transformers==5.0.0
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest tests/multimodal
+
+train-tiny: install ## Train the shipped model again (about two hours on one core).
+	$(BIN)/python -m pipelines.train_tiny
+
+ui: install ## Compare trials in the MLflow UI, at http://127.0.0.1:5000.
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db
+
+clean: ## Remove runs, caches and the local MLflow store; keep .venv.
+	rm -rf runs cache mlruns/mlflow.db* mlruns/artifacts

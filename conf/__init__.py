@@ -1,0 +1,1 @@
+"""The Hydra configuration; config.yaml is its table of contents."""
