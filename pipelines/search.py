@@ -117,7 +117,7 @@ def make_space(settings: Settings, layouts: Sequence[Layout], layers: int, pixel
         layers: of the language model.
         pixels: mean and standard deviation of the image processor.
     """
-    check_reachable(settings.budget.retention, min(layout.visual_tokens for layout in layouts))
+    check_reachable(settings.budget.retention, layouts)
     return Space(
         method=settings.method.name,
         fixed=settings.method.fixed,

@@ -1,8 +1,12 @@
 """The budget: which keep ratios meet it. The last ratio is solved, so every suggestion is feasible and on budget."""
 
+import math
 from collections.abc import Callable, Sequence
 
 from multimodal import FlowpruneError
+from multimodal.layout import Layout
+
+LEAST = 1e-7  # stands for a keep ratio that leaves what a step leaves in any case
 
 
 def last_ratio(target: float, spans: Sequence[int], ratios: Sequence[float]) -> float:
@@ -18,7 +22,10 @@ def last_ratio(target: float, spans: Sequence[int], ratios: Sequence[float]) -> 
     """
     if len(ratios) != len(spans) - 1:
         raise FlowpruneError(f"{len(spans)} spans need {len(spans) - 1} ratios before the last, not {len(ratios)}.")
-    rest, left = _rest(target, spans, ratios)
+    rest, left = target * sum(spans), 1.0
+    for span, ratio in zip(spans, ratios, strict=False):
+        left *= ratio
+        rest -= span * left
     ratio = rest / (left * spans[-1])
     if not 0 < ratio <= 1 + 1e-9:
         raise FlowpruneError(
@@ -29,59 +36,48 @@ def last_ratio(target: float, spans: Sequence[int], ratios: Sequence[float]) -> 
 
 
 def largest_ratio(share: Callable[[float], float], target: float) -> float:
-    """The largest last keep ratio whose cost, counted in whole tokens, does not exceed the target.
+    """The largest keep ratio whose cost, counted in whole tokens, does not exceed the target.
 
     Args:
-        share: cost as a share of the unpruned model's, by last keep ratio; never falls as that rises.
+        share: cost as a share of the unpruned model's, by keep ratio; never falls as that rises.
         target: the budget, as such a share.
     """
     low, high = 0.0, 1.0
     if share(high) <= target:
         return high
-    while high - low > 1e-7:
+    while high - low > LEAST:
         middle = (low + high) / 2
         low, high = (middle, high) if share(middle) <= target else (low, middle)
-    return max(low, 1e-7)
+    return max(low, LEAST)
 
 
-def ratio_range(target: float, spans: Sequence[int], ratios: Sequence[float], least: float) -> tuple[float, float]:
-    """The keep ratios that the next step may take so that later ones can still meet the target.
+def ratio_range(share: Callable[[float, float], float], target: float) -> tuple[float, float]:
+    """The keep ratios that a step may take so that later ones can spend the target, in whole tokens, and not more.
 
     Args:
-        target: retention, in (0, 1].
-        spans: layers in each span.
-        ratios: keep ratios chosen so far, fewer than spans − 1.
-        least: the smallest share of the original tokens that any span may see.
+        share: cost as a share of the unpruned model's, by this keep ratio and that of every later step.
+        target: the budget, as such a share.
 
     Returns:
         Lowest and highest ratio; equal where there is no choice.
     """
-    rest, left = _rest(target, spans, ratios)
-    here, later = spans[len(ratios)], sum(spans[len(ratios) + 1 :])
-    low = max(rest / (left * (here + later)), least / left)
-    high = min(1.0, (rest - least * later) / (left * here))
-    return min(low, 1.0), max(low, high)
+    high = largest_ratio(lambda ratio: share(ratio, LEAST), target)
+    wasteful = largest_ratio(lambda ratio: share(ratio, 1.0), target)
+    return min(wasteful + 2 * LEAST, high), high
 
 
-def _rest(target: float, spans: Sequence[int], ratios: Sequence[float]) -> tuple[float, float]:
-    """Layer-tokens not yet spent, and the share of tokens left, both relative to the original tokens."""
-    rest, left = target * sum(spans), 1.0
-    for span, ratio in zip(spans, ratios, strict=False):
-        left *= ratio
-        rest -= span * left
-    return rest, left
-
-
-def check_reachable(target: float, visual_tokens: int) -> None:
-    """Refuse a retention outside (0, 1] or below one visual token.
+def check_reachable(target: float, layouts: Sequence[Layout]) -> None:
+    """Refuse a retention outside (0, 1] or below what every step leaves of an image.
 
     Raises:
         FlowpruneError: one sentence with the smallest that can be met.
     """
     if not 0 < target <= 1:
         raise FlowpruneError(f"budget.retention is {target:g}: it must be in (0, 1].")
-    if target * visual_tokens < 1:
-        raise FlowpruneError(
-            f"budget.retention is {target:g}, less than one of an image's {visual_tokens} visual tokens: "
-            f"ask for at least {1 / visual_tokens:.3g}."
-        )
+    for layout in layouts:
+        least = len(layout.newlines) + 1
+        if target < least / layout.visual_tokens:
+            raise FlowpruneError(
+                f"budget.retention is {target:g}, but {least} of an image's {layout.visual_tokens} visual tokens stay "
+                f"in any case: ask for at least {math.ceil(least / layout.visual_tokens * 1e4) / 1e4:g}."
+            )

@@ -85,9 +85,6 @@ class Space:
             layers.append(first + min(int(place * (last - first + 1)), last - first))
         return layers
 
-    def _spans(self, layers: Sequence[int]) -> list[int]:
-        return [end - layer for layer, end in zip(layers, [*layers[1:], self.layers], strict=True)]
-
     def config(
         self, values: Mapping[str, Any], layers: Sequence[int], shares: Sequence[float], positions: Any
     ) -> PruningConfig:
@@ -99,41 +96,60 @@ class Space:
             shares: for each step but the last, where in its feasible range of keep ratios it lies, in [0, 1].
             positions: ``compact`` or ``original``.
         """
-        spans = self._spans(layers)
-        least = max((len(layout.newlines) + 1) / layout.visual_tokens for layout in self.layouts)
         ratios: list[float] = []
         for share in shares:
-            low, high = ratio_range(self.retention, spans, ratios, least)
-            ratios.append(low + share * (high - low))
-        return self.on_budget(values, layers, ratios, positions)
-
-    def schedule(self, layers: Sequence[int], ratios: Sequence[float]) -> list[PruningStep]:
-        """Steps whose last keep ratio spends the budget to the last whole token, and not more."""
-        last_ratio(self.retention, self._spans(layers), ratios)  # refuses what no last ratio can meet
-
-        def steps(last: float) -> list[PruningStep]:
-            return [PruningStep(layer=at, keep_ratio=r) for at, r in zip(layers, [*ratios, last], strict=True)]
-
-        return steps(largest_ratio(lambda last: retention(self.layouts, steps(last), self.layers), self.retention))
+            low, high = self._range(layers, ratios)
+            ratios.append(min(low + share * (high - low), high))
+        return self._config(values, self.schedule(layers, ratios), positions)
 
     def on_budget(
         self, values: Mapping[str, Any], layers: Sequence[int], ratios: Sequence[float], positions: Any
     ) -> PruningConfig:
-        """A config whose last keep ratio is solved from the budget.
+        """A config of chosen keep ratios, but for the last, which is solved from the budget.
 
         Args:
             values: method parameters.
             layers: of the steps, the first 0.
-            ratios: keep ratios of the steps but the last.
+            ratios: keep ratios of the steps but the last, met as nearly as whole tokens allow.
             positions: ``compact`` or ``original``.
+
+        Raises:
+            FlowpruneError: no last ratio in (0, 1] meets the budget.
         """
-        schedule = self.schedule(layers, ratios)
+        spans = [end - layer for layer, end in zip(layers, [*layers[1:], self.layers], strict=True)]
+        last_ratio(self.retention, spans, ratios)
+        feasible: list[float] = []
+        for ratio in ratios:
+            low, high = self._range(layers, feasible)
+            feasible.append(min(max(ratio, low), high))
+        return self._config(values, self.schedule(layers, feasible), positions)
+
+    def schedule(self, layers: Sequence[int], ratios: Sequence[float]) -> list[PruningStep]:
+        """Steps whose last keep ratio spends the budget to the last whole token, and not more."""
+        last = largest_ratio(lambda last: self._retention(layers, [*ratios, last]), self.retention)
+        return _steps(layers, [*ratios, last])
+
+    def _range(self, layers: Sequence[int], ratios: Sequence[float]) -> tuple[float, float]:
+        """Lowest and highest keep ratio of the step after ``ratios``."""
+        later = len(layers) - len(ratios) - 1
+        return ratio_range(
+            lambda ratio, rest: self._retention(layers, [*ratios, ratio, *[rest] * later]), self.retention
+        )
+
+    def _retention(self, layers: Sequence[int], ratios: Sequence[float]) -> float:
+        return retention(self.layouts, _steps(layers, ratios), self.layers)
+
+    def _config(self, values: Mapping[str, Any], schedule: list[PruningStep], positions: Any) -> PruningConfig:
         method = make_method({"name": self.method, **values})
         for layout in self.layouts:
             method = method.fitted(layout, kept_counts(layout, schedule)[0] - len(layout.newlines))
         return PruningConfig(
             method=method, schedule=schedule, positions=positions, image_mean=self.pixels[0], image_std=self.pixels[1]
         )
+
+
+def _steps(layers: Sequence[int], ratios: Sequence[float]) -> list[PruningStep]:
+    return [PruningStep(layer=layer, keep_ratio=ratio) for layer, ratio in zip(layers, ratios, strict=True)]
 
 
 def flat_parameters(config: PruningConfig) -> dict[str, Any]:
@@ -146,8 +162,9 @@ def flat_parameters(config: PruningConfig) -> dict[str, Any]:
 
 def vision_layers(method: str, fixed: Mapping[str, Any], ranges: Mapping[str, Sequence[float]]) -> list[int]:
     """Every vision layer that a search over a method may read: one trial configuration for each integer choice."""
+    searched = searched_parameters(method, fixed, ranges)
     chosen = set(make_method({"name": method, **fixed}).vision_layers)
-    for name, bounds in searched_parameters(method, fixed, ranges).items():
+    for name, bounds in searched.items():
         if method_named(method).model_fields[name].annotation is int:
             for value in range(int(bounds.low), int(bounds.high) + 1):
                 chosen |= set(make_method({"name": method, **fixed, name: value}).vision_layers)
@@ -160,7 +177,7 @@ def searched_parameters(
     """The parameters of a method that are searched, and where.
 
     Raises:
-        FlowpruneError: ``fixed`` or ``ranges`` names a parameter that the method lacks.
+        FlowpruneError: ``fixed`` or ``ranges`` names a parameter that the method lacks, or gives a value it refuses.
     """
     fields = method_named(method).model_fields
     for where, names in (("fixed", fixed), ("ranges", ranges)):
@@ -173,7 +190,14 @@ def searched_parameters(
     found = {}
     for name, field in fields.items():
         declared = next((item for item in field.metadata if isinstance(item, SearchRange)), None)
+        if declared is None and name in ranges:
+            raise FlowpruneError(f"method.ranges.{name}: {method} does not search it; set method.fixed.{name}.")
         if declared is not None and name not in fixed:
             low, high = ranges.get(name, (declared.low, declared.high))
+            if low > high or (declared.log and low <= 0):
+                above = "above 0 " if declared.log else ""
+                raise FlowpruneError(f"method.ranges.{name} is [{low:g}, {high:g}]: give [low, high] {above}in order.")
+            for bound in (low, high):
+                make_method({"name": method, **fixed, name: bound})
             found[name] = SearchRange(low, high, declared.log)
     return found

@@ -1,0 +1,190 @@
+"""The search space: what is searched comes from the methods themselves, and everything suggested is a valid config."""
+
+from itertools import pairwise
+from typing import Annotated, Literal
+
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multimodal import FlowpruneError
+from multimodal.layout import Layout
+from multimodal.methods import Method, SearchRange
+from multimodal.methods.vflowopt import VFlowOpt
+from search.space import Space, flat_parameters, searched_parameters, vision_layers
+
+PIXELS = ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+GRID = Layout(((8, 8),))
+DECLARED = {
+    name: next(item for item in field.metadata if isinstance(item, SearchRange))
+    for name, field in VFlowOpt.model_fields.items()
+    if any(isinstance(item, SearchRange) for item in field.metadata)
+}
+
+
+def space(**changes) -> Space:
+    settings = {
+        "method": "vflowopt",
+        "fixed": {},
+        "ranges": {},
+        "retention": 0.25,
+        "steps": 3,
+        "layers": 9,
+        "positions": ["compact", "original"],
+        "layouts": [GRID],
+        "pixels": PIXELS,
+    }
+    return Space(**(settings | changes))
+
+
+def suggested(of: Space, seed: int = 0, trials: int = 20) -> list:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    return [(trial := study.ask(), of.suggest(trial)) for _ in range(trials)]
+
+
+def test_parameters_come_from_the_fields_of_the_method():
+    assert space().parameters == DECLARED
+    assert {"query_threshold", "entropy_weight", "recycling_cell", "recycling_weight", "vision_layer"} <= set(DECLARED)
+    for trial, config in suggested(space()):
+        assert set(trial.params) == {*DECLARED, "place_1", "place_2", "share_0", "share_1", "positions"}
+        for name, bounds in DECLARED.items():
+            assert bounds.low <= trial.params[name] <= bounds.high
+            if name != "recycling_cell":
+                assert getattr(config.method, name) == trial.params[name]
+        assert isinstance(config.method.vision_layer, int)
+        assert config.positions == trial.params["positions"]
+        assert (config.image_mean, config.image_std) == PIXELS
+
+
+def test_fixed_parameters_and_ranges_are_respected():
+    narrowed = space(
+        fixed={"entropy_weight": 0.25, "recycling_cell": None, "recycling_count": "released"},
+        ranges={"query_threshold": (2, 3), "vision_layer": (-2, -2)},
+        positions=["original"],
+    )
+    for trial, config in suggested(narrowed):
+        assert not {"entropy_weight", "recycling_cell", "recycling_count", "positions"} & set(trial.params)
+        assert 2 <= config.method.query_threshold <= 3 and config.method.vision_layer == -2
+        assert (config.method.entropy_weight, config.method.recycling_cell) == (0.25, None)
+        assert config.method.recycling_count == "released" and config.positions == "original"
+
+
+@pytest.mark.parametrize(
+    ("where", "values", "message"),
+    [
+        ("fixed", {"treshold": 1}, r"method\.fixed\.treshold: vflowopt has no such parameter; it has entropy_weight, "),
+        ("ranges", {"cell": (1, 2)}, r"method\.ranges\.cell: vflowopt has no such parameter"),
+        ("fixed", {"name": "random"}, r"method\.fixed\.name: vflowopt has no such parameter"),
+        ("ranges", {"recycling_count": (0, 1)}, r"method\.ranges\.recycling_count: vflowopt does not search it"),
+        ("ranges", {"query_threshold": (5, 1)}, r"method\.ranges\.query_threshold is \[5, 1\]"),
+        ("ranges", {"query_threshold": (0, 1)}, r"method\.ranges\.query_threshold is \[0, 1\]: .* above 0"),
+        ("ranges", {"recycling_weight": (0, 3)}, r"method\.recycling_weight is 3"),
+        ("ranges", {"vision_layer": (-3, 0)}, r"method\.vision_layer is 0"),
+        ("fixed", {"entropy_weight": 11}, r"method\.entropy_weight is 11"),
+    ],
+)
+def test_what_the_method_refuses_is_refused_by_name(where, values, message):
+    with pytest.raises(FlowpruneError, match=message):
+        vision_layers("vflowopt", **({"fixed": {}, "ranges": {}} | {where: values}))
+
+
+def test_an_unknown_method_is_refused_by_name():
+    with pytest.raises(FlowpruneError, match="no method 'vflow': choose one of .*vflowopt"):
+        searched_parameters("vflow", {}, {})
+
+
+@pytest.mark.parametrize("steps", [0, 10])
+def test_more_steps_than_layers_are_refused(steps):
+    with pytest.raises(FlowpruneError, match=rf"search\.steps is {steps}: choose one of 1 to the model's 9 layers"):
+        space(steps=steps)
+
+
+def cells_of(layout: Layout, side: float) -> int:
+    return len({(grid, int(row / side), int(column / side)) for grid, row, column in layout.cells.tolist()})
+
+
+def sides_of(layout: Layout) -> set[float]:
+    """Sides that cut some row or column into equal parts."""
+    return {length / parts for grid in layout.grids for length in grid for parts in range(1, length + 1)}
+
+
+@pytest.mark.parametrize("layouts", [[GRID], [GRID, Layout(((4, 4), (6, 5)), (21, 27, 33, 39, 45, 51), tiles=3)]])
+@pytest.mark.parametrize("retention", [0.2, 0.5])
+def test_recycling_cell_is_raised_only_as_far_as_needed(layouts, retention):
+    raised = 0
+    for trial, config in suggested(space(layouts=layouts, retention=retention), trials=40):
+        cell, asked = config.method.recycling_cell, trial.params["recycling_cell"]
+        ratio = config.schedule[0].keep_ratio
+        counts = [int(ratio * image.visual_tokens + 0.5) - len(image.newlines) for image in layouts]
+        assert all(cells_of(image, cell) <= count for image, count in zip(layouts, counts, strict=True))
+        assert cell >= asked
+        if cell > asked:
+            raised += 1
+            assert any(
+                all(cells_of(image, side) > count for side in sides_of(image) if side < cell)
+                for image, count in zip(layouts, counts, strict=True)
+            )
+    assert 0 < raised < 40
+
+
+@given(st.integers(1, 6), st.integers(0, 20), st.data())
+def test_steps_strictly_increase_and_stay_inside(steps, more, data):
+    places = data.draw(st.lists(st.floats(0, 1), min_size=steps - 1, max_size=steps - 1))
+    layers = space(steps=steps, layers=steps + more).place_steps(places)
+    assert layers[0] == 0 and len(layers) == steps and layers[-1] < steps + more
+    assert all(before < after for before, after in pairwise(layers))
+
+
+def test_every_layer_can_be_chosen():
+    one = space(steps=2, layers=7)
+    assert {one.place_steps([n / 50])[1] for n in range(51)} == set(range(1, 7))
+    assert space(steps=3, layers=3).place_steps([0.9, 0.1]) == [0, 1, 2]
+
+
+class Ramp(Method):
+    """A method as a user might write it."""
+
+    name: Literal["test_ramp"] = "test_ramp"
+    slope: Annotated[float, SearchRange(-2, 2)] = 1.0
+    layer: Annotated[int, SearchRange(-4, -2)] = -2
+    label: str = "x"
+
+    @property
+    def vision_layers(self) -> tuple[int, ...]:
+        return (self.layer,)
+
+
+def test_a_users_own_method_is_searched_without_other_change():
+    try:
+        of = space(method="test_ramp", ranges={"slope": (0, 1)}, fixed={"label": "y"})
+        assert of.parameters == {"slope": SearchRange(0, 1), "layer": SearchRange(-4, -2)}
+        configs = [config for _, config in suggested(of)]
+        assert {type(config.method) for config in configs} == {Ramp}
+        assert {config.method.layer for config in configs} == {-4, -3, -2}
+        assert all(0 <= config.method.slope <= 1 and config.method.label == "y" for config in configs)
+        assert vision_layers("test_ramp", {}, {}) == [-4, -3, -2]
+    finally:
+        Method.registry.pop("test_ramp", None)
+
+
+@pytest.mark.parametrize(
+    ("method", "fixed", "ranges", "expected"),
+    [
+        ("vflowopt", {}, {}, [-3, -2, -1]),
+        ("vflowopt", {"vision_layer": -5}, {}, [-5]),
+        ("vflowopt", {}, {"vision_layer": (-2, -1)}, [-2, -1]),
+        ("uniform", {}, {}, []),
+    ],
+)
+def test_vision_layers(method, fixed, ranges, expected):
+    assert vision_layers(method, fixed, ranges) == expected
+
+
+def test_flat_parameters_are_plain_and_complete():
+    _, config = suggested(space(), trials=1)[0]
+    flat = flat_parameters(config)
+    assert {name: flat[f"{name}"] for name in DECLARED} == config.method.model_dump(include=set(DECLARED))
+    for number, step in enumerate(config.schedule):
+        assert (flat[f"layer_{number}"], flat[f"keep_ratio_{number}"]) == (step.layer, step.keep_ratio)
+    assert flat["positions"] == config.positions and "name" not in flat
