@@ -1,0 +1,100 @@
+"""The calibration cache: what is written is read back, wholly or not at all."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from oracles import MEAN, STD, tiny
+from tiny_models import sample
+
+import search.calibration
+from multimodal import FlowpruneError
+from multimodal.families import family_of
+from search.calibration import CalibrationSample, observe_sample
+
+
+def observed(name: str = "llava_clip", layers: tuple[int, ...] = (-2, -1), normalisation=(MEAN, STD)):
+    model = tiny(name)
+    return observe_sample(family_of(model), sample(model, images=2, size=1), layers, normalisation)
+
+
+@pytest.mark.parametrize("name", ["llava_clip", "llava_clip_full", "llava_dinov2", "llava_onevision"])
+@pytest.mark.parametrize("layers", [(), (-1,), (-3, -2, -1)])
+@pytest.mark.parametrize("normalisation", [(MEAN, STD), None], ids=["entropy", "no entropy"])
+def test_round_trip(name, layers, normalisation, tmp_path):
+    written = observed(name, layers, normalisation)
+    path = tmp_path / "folder" / "00000.safetensors"
+    written.save(path)
+    read = CalibrationSample.load(path)
+
+    for field in ("embeds", "is_visual", "reference"):
+        before, after = getattr(written, field), getattr(read, field)
+        assert before.dtype == after.dtype and torch.equal(before, after)
+    assert read.layouts == list(written.layouts) and len({*read.layouts, *written.layouts}) <= 2
+    assert read.vision.class_tokens == written.vision.class_tokens
+    assert (read.vision.entropy is None) == (normalisation is None)
+    if normalisation is not None:
+        assert torch.equal(read.vision.entropy, written.vision.entropy)
+    assert set(read.vision.layers) == set(layers)
+    for layer, seen in written.vision.layers.items():
+        after = read.vision.layers[layer]
+        assert torch.equal(seen.queries, after.queries) and torch.equal(seen.keys, after.keys)
+        assert seen.scaling == after.scaling
+        attention = (seen.queries @ seen.keys.transpose(-1, -2) * seen.scaling).softmax(-1)
+        torch.testing.assert_close(after.received, attention.mean((1, 2)), atol=1e-6, rtol=1e-5)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+    read.save(tmp_path / "again.safetensors")
+    again = CalibrationSample.load(tmp_path / "again.safetensors")
+    assert torch.equal(again.embeds, written.embeds) and list(again.layouts) == read.layouts
+
+
+@pytest.mark.parametrize("moment", ["before", "half", "after"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "killed"])
+def test_no_half_file_under_the_final_name(moment, error, tmp_path, monkeypatch):
+    written, path = observed(), tmp_path / "00000.safetensors"
+    complete = search.calibration.save_file
+
+    def fails(tensors, at, metadata):
+        assert Path(at) != path
+        if moment != "before":
+            complete(tensors, at, metadata)
+        if moment == "half":
+            Path(at).write_bytes(Path(at).read_bytes()[:100])
+        raise error
+
+    monkeypatch.setattr(search.calibration, "save_file", fails)
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else FlowpruneError) as caught:
+        written.save(path)
+    assert not list(tmp_path.iterdir())
+    if caught.type is FlowpruneError:
+        assert "cannot be written to" in str(caught.value) and "cache=FOLDER" in str(caught.value)
+
+
+def test_a_rewrite_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    written, path = observed(), tmp_path / "00000.safetensors"
+    written.save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr(search.calibration, "save_file", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    with pytest.raises(FlowpruneError):
+        written.save(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("folder", ["/proc/flowprune", "file/inside"])
+def test_a_folder_that_cannot_be_written_is_one_sentence(folder, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(FlowpruneError, match=r"calibration cache cannot be written to .*set cache=FOLDER"):
+        observed().save(tmp_path / folder / "00000.safetensors")
+
+
+def test_observing_leaves_the_model_as_it_was():
+    model = tiny("llava_clip")
+    inputs = sample(model)
+    before = model(**inputs).logits
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+    attention = model.model.vision_tower.config._attn_implementation
+    observed()
+    assert hooks == [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+    assert attention == model.model.vision_tower.config._attn_implementation
+    assert torch.equal(before, model(**inputs).logits)

@@ -1,0 +1,134 @@
+"""The objective on cached features against the slow way: each sample alone, from pixels, pruned and unpruned."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+from oracles import INNER_ONLY, MEAN, STD, config, hooked, tiny
+from tiny_models import sample
+
+from multimodal import PruningConfig, prune
+from multimodal.families import family_of
+from search.calibration import CalibrationSample, observe_sample
+from search.objective import Objective
+
+CONFIGS = {
+    "original": config(vision_layer=-2),
+    "compact": config(positions="compact", entropy_weight=-0.7),
+    "no entropy": config(entropy_weight=0.0, query_threshold=0.3),
+    "inner only": config(INNER_ONLY),
+    "recycling": config(recycling_cell=2.5, positions="compact"),
+    "weighted": config(recycling_cell=3.0, recycling_weight=0.8),
+    "released": config(recycling_cell=3.0, recycling_count="released", recycling_weight=0.4, positions="compact"),
+    "uniform": config(name="uniform"),
+    "random": config(name="random"),
+}
+MODELS = [("llava_clip", "sdpa"), ("llava_siglip", "eager"), ("llava_onevision", "sdpa")]
+models = pytest.mark.parametrize(("name", "attention"), MODELS)
+
+
+@cache
+def inputs_of(name: str, attention: str) -> list[dict]:
+    """Images of several sizes, prompts of several lengths, one with two images."""
+    model = tiny(name, attention)
+    images = [1, 1, 2, 1, 1]
+    return [sample(model, images=n, text=5 + 3 * (seed % 3), seed=seed, size=seed) for seed, n in enumerate(images)]
+
+
+@cache
+def observed(name: str, attention: str) -> list[CalibrationSample]:
+    family = family_of(tiny(name, attention))
+    return [observe_sample(family, inputs, (-3, -2, -1), (MEAN, STD)) for inputs in inputs_of(name, attention)]
+
+
+def objective(name: str = "llava_clip", attention: str = "sdpa", batch_size: int = 3, seed: int = 0) -> Objective:
+    return Objective(family_of(tiny(name, attention)), observed(name, attention), batch_size, seed)
+
+
+def last_state(model, inputs: dict) -> np.ndarray:
+    """What the final norm makes of the last prompt token."""
+    seen = []
+    with hooked([model.model.language_model.norm.register_forward_hook(lambda *args: seen.append(args[2]))]):
+        model(**inputs)
+    return seen[0][0, -1].double().numpy()
+
+
+def slow_discrepancies(name: str, attention: str, chosen: PruningConfig) -> list[float]:
+    model, found = tiny(name, attention), []
+    for inputs in inputs_of(name, attention):
+        full = last_state(model, inputs)
+        with prune(model, chosen):
+            pruned = last_state(model, inputs)
+        found.append(1 - full @ pruned / np.linalg.norm(full) / np.linalg.norm(pruned))
+    return found
+
+
+@models
+@pytest.mark.parametrize("chosen", CONFIGS.values(), ids=CONFIGS)
+def test_discrepancy_equals_each_sample_alone_from_pixels(name, attention, chosen):
+    expected = slow_discrepancies(name, attention, chosen)
+    assert max(expected) > 1e-3  # pruning is seen
+    for batch_size in (1, 2, 5):
+        found = objective(name, attention, batch_size).evaluate(chosen)
+        np.testing.assert_allclose(sorted(found), sorted(expected), atol=2e-5)
+
+
+@models
+@pytest.mark.parametrize("method", [{"name": "random"}, {"recycling_cell": 1.0, "recycling_weight": 1.0}, {}])
+def test_keeping_everything_changes_nothing(name, attention, method):
+    everything = config([(0, 1.0), (2, 1.0)], positions="compact", **method)
+    assert np.abs(objective(name, attention).evaluate(everything)).max() < 1e-6
+
+
+def test_order_depends_on_the_seed_and_the_mean_does_not():
+    chosen = CONFIGS["weighted"]
+    runs = [objective(batch_size=1, seed=seed).evaluate(chosen) for seed in (0, 0, 1, 2)]
+    assert runs[0] == runs[1]
+    assert len({tuple(run) for run in runs}) > 1
+    np.testing.assert_allclose([np.mean(run) for run in runs], np.mean(runs[0]), rtol=1e-6)
+
+
+def test_reference_is_the_unpruned_models_last_state():
+    for inputs, seen in zip(inputs_of("llava_onevision", "sdpa"), observed("llava_onevision", "sdpa"), strict=True):
+        np.testing.assert_allclose(seen.reference, last_state(tiny("llava_onevision"), inputs), atol=1e-5)
+        assert int(seen.is_visual.sum()) == sum(layout.visual_tokens for layout in seen.layouts)
+
+
+@models
+def test_shares_are_what_the_pruner_reports(name, attention):
+    model, chosen = tiny(name, attention), config(recycling_cell=2.5)
+    reports = []
+    for inputs in inputs_of(name, attention):
+        with prune(model, chosen) as pruner:
+            model(**inputs)
+        reports += pruner.report
+    shares = objective(name, attention).shares(chosen)
+    visual = sum(report.visual_tokens for report in reports)
+    assert shares["retention"] == pytest.approx(sum(r.retention * r.visual_tokens for r in reports) / visual)
+    kv = sum(report.kv_bytes for report in reports) / sum(report.kv_bytes_unpruned for report in reports)
+    assert shares["kv_share"] == pytest.approx(kv)
+    assert 0 < shares["flops_share"] < 1
+
+
+def test_a_trial_runs_neither_the_tower_nor_the_head():
+    model, called = tiny("llava_clip"), []
+    handles = [
+        module.register_forward_hook(lambda *_: called.append(1))
+        for module in (model.model.vision_tower, model.model.multi_modal_projector, model.lm_head)
+    ]
+    with hooked(handles):
+        objective().evaluate(CONFIGS["recycling"])
+    assert not called
+
+
+def test_samples_are_told_as_they_come_and_stopping_leaves_the_model_as_it_was():
+    of, chosen, lengths = objective(batch_size=2), CONFIGS["compact"], []
+    whole = of.evaluate(chosen, lambda found: lengths.append(len(found)))
+    assert lengths[-1] == 5 and lengths == sorted(lengths) and len(lengths) == 3
+
+    def stop(found: list[float]) -> None:
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        of.evaluate(chosen, stop)
+    assert of.evaluate(chosen) == whole
