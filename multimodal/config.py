@@ -16,7 +16,7 @@ Positions = Literal["compact", "original"]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)  # JSON holds neither
 
 
 class PruningStep(_Strict):
@@ -85,7 +85,7 @@ class PruningConfig(_Strict):
     budget: Budget | None = None
     provenance: Provenance | None = None
 
-    def __init__(self, **data: Any) -> None:
+    def __init__(self, /, **data: Any) -> None:
         try:
             super().__init__(**data)
         except ValidationError as error:

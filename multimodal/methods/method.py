@@ -69,7 +69,7 @@ class Reduced(NamedTuple):
 class Method(BaseModel):
     """A pruning method: parameters as fields, their search ranges as metadata, the rule as methods."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)  # JSON holds neither
     registry: ClassVar[dict[str, type["Method"]]] = {}
 
     name: str
@@ -128,9 +128,9 @@ def method_named(name: object) -> type[Method]:
     Raises:
         FlowpruneError: there is none; the message lists those there are.
     """
-    if name not in Method.registry:
+    if not isinstance(name, str) or name not in Method.registry:
         raise FlowpruneError(f"There is no method {name!r}: choose one of {', '.join(sorted(Method.registry))}.")
-    return Method.registry[str(name)]
+    return Method.registry[name]
 
 
 def make_method(values: Mapping[str, Any]) -> Method:
