@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 demo: install ## The main job on the shipped model: calibrate, search 60 trials, validate, export.
-	$(BIN)/flowprune
+	$(BIN)/flowprune stages=[calibrate,search,maps,validate,export]
 
 test: lint pytest ## Lint, types, import rules and tests.
 

@@ -55,8 +55,8 @@ def run(settings: Settings) -> dict[str, Any]:
     """
     subject = _subject(settings)
     with torch.inference_mode():
-        report = _measure_model(subject, settings.benchmark.repeats)
-        report["trial"] = _measure_trial(subject, settings)
+        parts = _measure_model(subject, settings.benchmark.repeats)
+        report: dict[str, Any] = {**parts, "trial": _measure_trial(subject, settings)}
     _print(report, subject, settings)
     path = Path(settings.output) / "benchmark.json"
     path.parent.mkdir(parents=True, exist_ok=True)

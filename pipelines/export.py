@@ -5,7 +5,7 @@ from pathlib import Path
 
 from multimodal import PruningConfig, prune
 from pipelines.console import console
-from pipelines.keeping import keep_with_study
+from pipelines.keeping import keep_with_study, say_how_to_compare
 from pipelines.opened import open_model
 from pipelines.search import TUNED
 from pipelines.settings import Settings
@@ -29,5 +29,5 @@ def run(settings: Settings) -> Path:
         pass
     keep_with_study(settings, [path])
     console.print(f"pruning config: [bold]{path}[/]")
-    console.print(f"compare the trials: mlflow ui --backend-store-uri {settings.tracking.uri}", soft_wrap=True)
+    say_how_to_compare(settings)
     return path

@@ -9,7 +9,17 @@ from multimodal import FlowpruneError
 from pipelines.console import console
 from pipelines.settings import Settings
 from search.study import sqlite_storage
-from search.tracking import log_to_study
+from search.tracking import log_to_study, trials_page
+
+
+def known_study(settings: Settings) -> optuna.Study | None:
+    """The settings' study, if it exists."""
+    if not Path(settings.storage.path).exists():
+        return None
+    storage = sqlite_storage(Path(settings.storage.path))
+    if settings.study not in optuna.get_all_study_names(storage):
+        return None
+    return optuna.load_study(study_name=settings.study, storage=storage)
 
 
 def keep_with_study(settings: Settings, paths: Sequence[Path], folder: str | None = None) -> None:
@@ -20,13 +30,24 @@ def keep_with_study(settings: Settings, paths: Sequence[Path], folder: str | Non
         paths: the files, which stay where they are.
         folder: of the artifacts.
     """
-    if not Path(settings.storage.path).exists():
+    study = known_study(settings)
+    if study is None:
         return
-    storage = sqlite_storage(Path(settings.storage.path))
-    if settings.study not in optuna.get_all_study_names(storage):
-        return
-    study = optuna.load_study(study_name=settings.study, storage=storage)
     try:
         log_to_study(settings.tracking.uri, study, list(paths), folder)
     except FlowpruneError as error:
         console.print(f"[yellow]{error} The files are in {paths[0].parent}.[/]")
+
+
+def say_how_to_compare(settings: Settings) -> None:
+    """Print how to open the study's trials in the MLflow UI."""
+    study, uri = known_study(settings), settings.tracking.uri
+    try:
+        page = None if study is None else trials_page(uri, study)
+    except FlowpruneError as error:
+        console.print(f"[yellow]{error}[/]")
+        return
+    if page is not None:
+        if not uri.startswith("http"):
+            console.print(f"compare the trials: [bold]mlflow ui --backend-store-uri {uri}[/]", soft_wrap=True)
+        console.print(f"then open {page}", soft_wrap=True, highlight=False)

@@ -34,7 +34,8 @@ def draw_image(axes: Axes, image: Image.Image, title: str) -> None:
 def draw_map(axes: Axes, image: Image.Image, values: np.ndarray, title: str) -> None:
     """A map over the image it belongs to."""
     axes.imshow(image, extent=(0, values.shape[1], values.shape[0], 0))
-    axes.imshow(values, extent=(0, values.shape[1], values.shape[0], 0), cmap="magma", alpha=0.75)
+    low, high = np.percentile(values, (2, 98))  # a few tokens attract most attention and would hide the rest
+    axes.imshow(values, extent=(0, values.shape[1], values.shape[0], 0), cmap="magma", alpha=0.75, vmin=low, vmax=high)
     _finish(axes, title)
 
 

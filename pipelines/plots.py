@@ -29,7 +29,7 @@ def plot_search(study: optuna.Study, path: Path) -> None:
     history.scatter([t.number for t in complete], [t.value for t in complete], color=BLUE, s=16, label="complete")
     history.scatter(
         [t.number for t in stopped],
-        [trial_metrics(t).get("discrepancy") for t in stopped],
+        [trial_metrics(t)["discrepancy_when_stopped"] for t in stopped],
         color=GREY,
         s=12,
         marker="x",

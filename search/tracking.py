@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import mlflow
 import optuna
@@ -196,13 +197,13 @@ class Tracker:
 
 
 def trial_metrics(trial: FrozenTrial) -> dict[str, float]:
-    """A trial's few figures; an early-stopped one's discrepancy is the mean over the samples it saw."""
+    """A trial's few figures; an early-stopped one's discrepancy, over the samples it saw, has a name of its own."""
     seen = list(trial.intermediate_values.values())
     metrics: dict[str, float] = {}
     if trial.state == TrialState.COMPLETE and trial.value is not None:
         metrics["discrepancy"] = trial.value
     elif seen:
-        metrics["discrepancy"] = sum(seen) / len(seen)
+        metrics["discrepancy_when_stopped"] = sum(seen) / len(seen)
     if trial.duration is not None:
         metrics["seconds"] = trial.duration.total_seconds()
     names = ("samples", "retention", "kv_share", "flops_share")
@@ -232,3 +233,18 @@ def log_to_study(uri: str, study: optuna.Study, paths: list[Path], folder: str |
             client.log_artifact(run_id, str(path), folder)
     except LOST as error:
         raise FlowpruneError(f"MLflow at {uri} did not take {paths[0]} ({error}): check tracking.uri.") from error
+
+
+def trials_page(uri: str, study: optuna.Study) -> str | None:
+    """The UI's page that lists a study's trials in one flat table, least discrepancy first; None if it has no run."""
+    run_id = study.user_attrs.get("mlflow_run")
+    if run_id is None:
+        return None
+    try:
+        experiment = connect(uri).get_run(run_id).info.experiment_id
+    except MlflowException:
+        return None
+    wanted = quote(f"tags.kind='trial' and tags.study='{study.study_name}'")
+    order = f"orderByKey={quote('metrics.`discrepancy`')}&orderByAsc=true"
+    base = uri if uri.startswith("http") else "http://127.0.0.1:5000"
+    return f"{base}/#/experiments/{experiment}/runs?searchFilter={wanted}&{order}"
