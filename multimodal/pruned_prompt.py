@@ -260,7 +260,7 @@ class PrunedPrompt:
         keep = stage.valid.clone()
         lengths = list(stage.lengths)
         bias = stage.bias
-        weight = self._config.method.biases_attention
+        method, weight = self._config.method, self._config.method.biases_attention
         reduced_groups = []
         for group in self._groups:
             rows = group.rows.unsqueeze(1)
@@ -268,7 +268,11 @@ class PrunedPrompt:
             tokens = VisualTokens(layer, group.layout, group.index, features, group.importance)
             newlines = len(group.layout.newlines)
             count = kept_count(group.layout, keep_ratio, group.slots.shape[1] + newlines) - newlines
-            reduced = self._config.method.reduce(tokens, count)
+            reduced = method.reduce(tokens, count)
+            if method.exact and reduced.kept.shape[1] != count:
+                raise FlowpruneError(
+                    f"{method.name} left {reduced.kept.shape[1]} tokens: it must leave exactly {count}."
+                )
             slots = group.slots.gather(1, reduced.kept)
             keep[rows, group.slots] = False
             keep[rows, slots] = True

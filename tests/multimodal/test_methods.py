@@ -1,0 +1,302 @@
+"""The contract of a method, over every method, and what a user's own method can do."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from oracles import LAYER_0_AND_INNER, config, tiny
+from tiny_models import IMAGE_TOKEN, batch, sample
+from torch import Tensor
+
+from multimodal import FlowpruneError, PruningConfig, prune
+from multimodal.costs import kept_counts
+from multimodal.families import family_of
+from multimodal.layout import Layout
+from multimodal.methods import Method, Reduced, SearchRange, VisualTokens, method_named
+
+LAYOUTS = [
+    Layout(grids=((6, 7),)),
+    Layout(grids=((4, 4), (6, 9)), newlines=(25, 35, 45, 55, 65, 75)),
+    Layout(grids=((1, 13),), newlines=(0,)),
+]
+SHIPPED = ["random", "uniform", "vflowopt"]
+VARIANTS: list[dict] = [{"name": name} for name in SHIPPED] + [
+    {"name": "vflowopt", "recycling_cell": None},
+    {"name": "vflowopt", "recycling_cell": 3.3, "recycling_weight": 0.5},
+]
+
+
+def tokens_of(layout: Layout, layer: int, images: int = 3, left: int | None = None, seed: int = 0) -> VisualTokens:
+    generator = torch.Generator().manual_seed(seed)
+    left = left or layout.patch_tokens
+    index = torch.stack(
+        [torch.randperm(layout.patch_tokens, generator=generator)[:left].sort()[0] for _ in range(images)]
+    )
+    features = torch.randn(images, left, 4, generator=generator)
+    return VisualTokens(layer, layout, index, features, torch.rand(images, left, generator=generator))
+
+
+def test_shipped_methods_are_registered() -> None:
+    shipped = {name for name, kind in Method.registry.items() if kind.__module__.startswith("multimodal.")}
+    assert shipped == set(SHIPPED)
+    with pytest.raises(FlowpruneError, match=r"no method 'fastest': choose one of .*random.*uniform.*vflowopt"):
+        method_named("fastest")
+
+
+@pytest.mark.parametrize("fields", VARIANTS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: str(layout.grids))
+@pytest.mark.parametrize("layer", [0, 3])
+def test_contract(fields: dict, layout: Layout, layer: int) -> None:
+    method = method_named(fields["name"]).model_validate(fields)
+    left = layout.patch_tokens if layer == 0 else layout.patch_tokens - 5
+    tokens = tokens_of(layout, layer, left=left)
+    before = [part.clone() for part in (tokens.index, tokens.features, tokens.importance)]
+    state = torch.get_rng_state()
+    for count in range(8, left + 1, 3):
+        reduced = method.fitted(layout, count).reduce(tokens, count)
+        assert reduced.kept.shape == (3, count)
+        for row in reduced.kept:
+            assert torch.equal(row, row.unique())  # sorted, none twice
+            assert row.min() >= 0 and row.max() < left
+        if reduced.features is not None:
+            assert reduced.features.shape == (3, count, 4)
+        if reduced.sizes is not None:
+            assert torch.equal(reduced.sizes.sum(1), torch.full((3,), float(left)))
+        for image in range(3):  # an image does not depend on its batch
+            alone = VisualTokens(
+                layer, layout, *(part[image : image + 1] for part in (tokens.index, tokens.features, tokens.importance))
+            )
+            for one, many in zip(method.fitted(layout, count).reduce(alone, count), reduced, strict=True):
+                assert (one is None) == (many is None)
+                if one is not None:
+                    torch.testing.assert_close(one[0], many[image])
+    assert torch.equal(state, torch.get_rng_state())
+    for part, copy in zip((tokens.index, tokens.features, tokens.importance), before, strict=True):
+        assert torch.equal(part, copy)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_search_ranges_lie_within_bounds(name: str) -> None:
+    kind = method_named(name)
+    for field, info in kind.model_fields.items():
+        for part in info.metadata:
+            if isinstance(part, SearchRange):
+                assert part.low < part.high and (part.low > 0 or not part.log)
+                for value in (part.low, part.high):
+                    typed = int(value) if info.annotation is int else value
+                    kind.model_validate({"name": name, field: typed})
+
+
+def test_ties_go_to_the_earlier_token() -> None:
+    method = method_named("vflowopt").model_validate({"name": "vflowopt", "recycling_cell": None})
+    layout = Layout(grids=((2, 3),))
+    importance = torch.tensor([[1.0, 2, 1, 2, 1, 2]])
+    tokens = VisualTokens(0, layout, torch.arange(6)[None], torch.zeros(1, 6, 1), importance)
+    assert method.select(tokens, 4).tolist() == [[0, 1, 3, 5]]
+
+
+# uniform
+
+
+def everything(layout: Layout) -> VisualTokens:
+    number = layout.patch_tokens
+    return VisualTokens(0, layout, torch.arange(number)[None], torch.zeros(1, number, 1), None)
+
+
+@pytest.mark.parametrize("side", [4, 8, 16])
+def test_uniform_fills_quadrants_alike_at_every_count(side: int) -> None:
+    layout = Layout(grids=((side, side),))
+    quadrant = (layout.cells[:, 1] >= side // 2) * 2 + (layout.cells[:, 2] >= side // 2)
+    for count in range(1, side * side + 1):
+        kept = method_named("uniform")().select(everything(layout), count)[0]
+        per_quadrant = torch.bincount(quadrant[kept], minlength=4)
+        assert per_quadrant.max() - per_quadrant.min() <= 1
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (12, 12), (24, 24), (27, 27), (10, 17)], ids=str)
+def test_uniform_leaves_no_hole_at_any_count(grid: tuple[int, int]) -> None:
+    """The nearest kept token is at most 1.5 spacings away (random tokens: up to 2)."""
+    layout = Layout(grids=(grid,))
+    places = layout.cells[:, 1:].float()
+    distance = torch.cdist(places, places)
+    for count in range(1, layout.patch_tokens + 1, 1 + layout.patch_tokens // 200):
+        kept = method_named("uniform")().select(everything(layout), count)[0]
+        assert distance[:, kept].amin(1).max() <= 1.5 * (layout.patch_tokens / count) ** 0.5
+
+
+def test_uniform_thins_out_what_is_left() -> None:
+    """Two steps keep what one step to the same count keeps."""
+    layout = LAYOUTS[1]
+    method = method_named("uniform")()
+    first = method.select(everything(layout), 40)
+    left = VisualTokens(3, layout, first, torch.zeros(1, 40, 1), None)
+    second = first.gather(1, method.select(left, 11))
+    assert torch.equal(second, method.select(everything(layout), 11))
+
+
+def test_uniform_serves_every_grid() -> None:
+    layout = LAYOUTS[1]
+    for count in range(10, layout.patch_tokens):
+        grid = layout.cells[method_named("uniform")().select(everything(layout), count)[0], 0]
+        share = (grid == 0).float().mean().item()
+        assert abs(share - 16 / 70) < 0.2, count
+
+
+# random
+
+
+def test_random_depends_on_seed_and_layer_only() -> None:
+    layout = LAYOUTS[0]
+
+    def draw(seed: int, layer: int, data: int) -> list:
+        return method_named("random")(seed=seed).select(tokens_of(layout, layer, images=1, seed=data), 10).tolist()
+
+    assert draw(0, 0, data=1) == draw(0, 0, data=2)
+    assert len({str(draw(seed, layer, 1)) for seed in (0, 1, 2) for layer in (0, 1, 4)}) == 9
+
+
+def test_random_is_fair() -> None:
+    layout = LAYOUTS[0]
+    tokens = tokens_of(layout, 0, images=1)
+    counts = torch.zeros(42)
+    for seed in range(400):
+        counts[method_named("random")(seed=seed).select(tokens, 10)[0]] += 1
+    assert (counts / 400 - 10 / 42).abs().max() < 0.1
+
+
+# a user's own
+
+
+class Corner(Method):
+    """Keep what is near a corner."""
+
+    name: Literal["test_corner"] = "test_corner"
+    bottom: bool = False
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        distance = tokens.layout.cells[:, 1:].sum(1).float()
+        return (distance if self.bottom else -distance)[tokens.index]
+
+
+class Farthest(Method):
+    """Greedy: the token that is least like those chosen."""
+
+    name: Literal["test_farthest"] = "test_farthest"
+
+    def select(self, tokens: VisualTokens, count: int) -> Tensor:
+        chosen = torch.zeros(len(tokens.index), 1, dtype=torch.long)
+        distance = torch.cdist(tokens.features, tokens.features)
+        while chosen.shape[1] < count:
+            nearest = distance.gather(1, chosen.unsqueeze(-1).expand(-1, -1, distance.shape[-1])).amin(1)
+            chosen = torch.cat([chosen, nearest.argmax(1, keepdim=True)], 1)
+        return chosen.sort(1).values
+
+
+class Averaging(Method):
+    """Merging: every kept token becomes the mean of all, at every step."""
+
+    name: Literal["test_averaging"] = "test_averaging"
+
+    def reduce(self, tokens: VisualTokens, count: int) -> Reduced:
+        kept = torch.arange(count).expand(len(tokens.index), -1)
+        return Reduced(kept, tokens.features.mean(1, keepdim=True).expand(-1, count, -1))
+
+
+class Miscounting(Method):
+    name: Literal["test_miscounting"] = "test_miscounting"
+
+    def select(self, tokens: VisualTokens, count: int) -> Tensor:
+        return super().select(tokens, count - 1)
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        return torch.zeros(tokens.index.shape)
+
+
+@pytest.mark.parametrize("model_name", ["llava_clip_full", "llava_onevision"])
+@pytest.mark.parametrize(
+    "fields", [{"name": "test_corner", "bottom": True}, {"name": "test_farthest"}, {"name": "test_averaging"}], ids=str
+)
+def test_own_methods_prune_and_round_trip(model_name: str, fields: dict, tmp_path: Path) -> None:
+    model = tiny(model_name)
+    chosen = PruningConfig.from_pretrained(config(**fields).save_pretrained(tmp_path))
+    assert chosen.method.model_dump() == fields
+    inputs = batch([sample(model, images=2), sample(model, images=1, seed=1)])
+    layouts = family_of(model).layouts(inputs)
+    seen: list[dict] = []
+    handles = [
+        layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        for layer in model.model.language_model.layers
+    ]
+    with prune(model, chosen) as pruner:
+        output = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    for handle in handles:
+        handle.remove()
+    assert output.shape[1] == inputs["input_ids"].shape[1] + 3
+    for entry, own in zip(pruner.report, (layouts[:2], layouts[2:]), strict=True):
+        for step, kept in enumerate(entry.kept):
+            assert len(kept) == sum(kept_counts(layout, chosen.schedule)[step] for layout in own)
+    if fields["name"] == "test_corner":
+        [entry] = pruner.report[1:]
+        padding = (inputs["attention_mask"][1] == 0).sum()
+        places = (inputs["input_ids"][1, padding:] == IMAGE_TOKEN).nonzero()[:, 0][layouts[2].patch_places]
+        distance = layouts[2].cells[:, 1:].sum(1)
+        for kept in entry.kept:
+            is_kept = torch.isin(places, kept)
+            assert distance[is_kept].min() >= distance[~is_kept].max()
+    if fields["name"] == "test_averaging":
+        features = model.model.get_image_features(
+            **{key: inputs[key] for key in ("pixel_values", "image_sizes") if key in inputs}
+        )
+        for row, image in ((0, 0), (1, 2)):
+            expected = features.pooler_output[image][layouts[image].patch_places].mean(0)
+            assert torch.isclose(seen[0][row], expected, atol=1e-5).all(1).sum() == (
+                kept_counts(layouts[image], chosen.schedule)[0] - len(layouts[image].newlines)
+            )
+
+
+def test_a_method_that_miscounts_is_stopped() -> None:
+    model = tiny("llava_clip")
+    with (
+        pytest.raises(FlowpruneError, match=r"test_miscounting left 44 .* 45"),
+        prune(model, config(name="test_miscounting")),
+    ):
+        model(**sample(model))
+
+
+def test_a_method_without_a_rule_is_stopped() -> None:
+    class Nothing(Method):
+        name: Literal["test_nothing"] = "test_nothing"
+
+    model = tiny("llava_clip")
+    with (
+        pytest.raises(NotImplementedError, match="Nothing implements neither"),
+        prune(model, config(name="test_nothing")),
+    ):
+        model(**sample(model))
+    del Method.registry["test_nothing"]
+
+
+def test_what_a_method_sees() -> None:
+    seen: list[Any] = []
+
+    class Watching(Corner):
+        name: Literal["test_watching"] = "test_watching"
+
+        def score(self, tokens: VisualTokens) -> Tensor:
+            seen.append(tokens)
+            return super().score(tokens)
+
+    model = tiny("llava_onevision")
+    inputs = sample(model, images=2, size=0)
+    with prune(model, config(name="test_watching")):
+        model(**inputs)
+    del Method.registry["test_watching"]
+    assert [tokens.layer for tokens in seen] == [layer for layer, _ in LAYER_0_AND_INNER for _ in range(2)]
+    features = model.model.get_image_features(inputs["pixel_values"], inputs["image_sizes"]).pooler_output
+    for tokens, image in zip(seen, features, strict=False):  # at layer 0
+        assert torch.equal(tokens.features[0], image[tokens.layout.patch_places])
+        assert torch.equal(tokens.index[0], torch.arange(tokens.layout.patch_tokens))
+        assert tokens.importance is None
+    for tokens in seen:
+        assert torch.equal(tokens.index[0], tokens.index[0].unique())
