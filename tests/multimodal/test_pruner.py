@@ -61,6 +61,13 @@ def mixed_samples(model: PreTrainedModel) -> list[dict]:
     ]
 
 
+def rows_of_one_length(model: PreTrainedModel) -> dict:
+    """Unpadded at first, padded once rows have lost different numbers of tokens."""
+    long, short = sample(model, images=2, text=4, seed=1), sample(model, images=1, text=4, seed=2)
+    more = torch.randint(9, 60, (1, long["input_ids"].shape[1] - short["input_ids"].shape[1]))
+    return batch([long, extended(short, more)])
+
+
 def forced_tokens(rows: int, steps: int = 3) -> torch.Tensor:
     return torch.randint(9, 60, (rows, steps), generator=torch.Generator().manual_seed(5))
 
@@ -110,10 +117,18 @@ def is_visual(inputs: dict) -> torch.Tensor:
 @families
 @backends
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-@pytest.mark.parametrize("many", [False, True], ids=["one", "batch"])
-def test_pruning_equals_masking(name: str, attention: str, schedule: tuple, many: bool) -> None:
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        lambda model: sample(model, images=2),
+        lambda model: batch(mixed_samples(model)),
+        rows_of_one_length,
+    ],
+    ids=["one", "batch", "even batch"],
+)
+def test_pruning_equals_masking(name: str, attention: str, schedule: tuple, prompts: Any) -> None:
     model = tiny(name, attention)
-    inputs = batch(mixed_samples(model)) if many else sample(model, images=2)
+    inputs = prompts(model)
     rows, length = inputs["input_ids"].shape
     forced = forced_tokens(rows)
     hidden, logits, decoded, report = run_pruned(model, inputs, config(schedule), forced)
