@@ -1,8 +1,10 @@
 """Importance statistics of the vision tower: what an image contains (entropy) and what attention says about it.
 
-Pure functions, tensors in, tensors out; any number of leading dimensions. No ``[heads, N, N]`` array is ever kept:
-attention is formed for a chunk of query rows at a time.
+Pure functions, tensors in, tensors out; any number of leading dimensions. No ``[heads, N, N]`` array is ever formed:
+attention is computed for a chunk of query rows at a time.
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -48,9 +50,7 @@ def attention_received(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
     return weighted_attention(queries, keys, scaling, everything)
 
 
-def context_relevance(
-    queries: Tensor, keys: Tensor, threshold: float, scaling: float, received: Tensor | None = None
-) -> Tensor:
+def context_relevance(queries: Tensor, keys: Tensor, threshold: float, scaling: float) -> Tensor:
     """VFlowOpt's context relevance (arXiv 2508.05211, §3.2): what the most looked-at tokens look at.
 
     The query set is every token whose received attention exceeds ``threshold`` times the mean; the relevance is the
@@ -61,19 +61,35 @@ def context_relevance(
         keys: ``[..., key heads, N, d]``.
         threshold: t, in multiples of the mean received attention.
         scaling: factor on the dot products.
-        received: :func:`attention_received` of the same tensors, if already known.
 
     Returns:
         ``[..., N]``, float32, summing to 1.
     """
-    if received is None:
-        received = attention_received(queries, keys, scaling)
-    in_set = (received > threshold * received.mean(-1, keepdim=True)).sum(-1).clamp(min=1)
-    largest = int(in_set.max())  # the one host sync of a map
-    rows = received.topk(largest, dim=-1).indices
-    weights = (torch.arange(largest, device=rows.device) < in_set.unsqueeze(-1)) / in_set.unsqueeze(-1)
+    received = attention_received(queries, keys, scaling)
+    weights = query_set(received, threshold)
+    largest = int((weights > 0).sum(-1).max())  # the one host sync of a map
+    rows = received.topk(largest, dim=-1).indices  # a query set is always the most-received tokens
     chosen = queries.gather(-2, rows[..., None, :, None].expand(*queries.shape[:-2], largest, queries.shape[-1]))
-    return weighted_attention(chosen, keys, scaling, weights)
+    return weighted_attention(chosen, keys, scaling, weights.gather(-1, rows))
+
+
+def query_set(received: Tensor, threshold: float) -> Tensor:
+    """Equal weights, summing to 1, on the tokens that receive more than ``threshold`` times the mean ``[..., N]``."""
+    in_set = (received > threshold * received.mean(-1, keepdim=True)).float()
+    in_set = in_set.scatter(-1, received.argmax(-1, keepdim=True), 1.0)  # in it anyway, unless the set is empty
+    return in_set / in_set.sum(-1, keepdim=True)
+
+
+def mean_attention(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
+    """Head-mean softmax attention ``[..., N, N]``, float32, for callers that read it again and again.
+
+    Args:
+        queries: ``[..., heads, N, d]``.
+        keys: ``[..., key heads, N, d]``.
+        scaling: factor on the dot products.
+    """
+    chunks = [attention.mean(-3) for _, attention in _attention_chunks(queries, keys, scaling)]
+    return torch.cat(chunks, dim=-2)
 
 
 def weighted_attention(queries: Tensor, keys: Tensor, scaling: float, weights: Tensor) -> Tensor:
@@ -88,16 +104,22 @@ def weighted_attention(queries: Tensor, keys: Tensor, scaling: float, weights: T
     Returns:
         ``[..., N]``, float32.
     """
-    heads, rows = queries.shape[-3], queries.shape[-2]
+    heads, length = queries.shape[-3], keys.shape[-2]
+    weights = (weights.float() / heads).unsqueeze(-2)
+    total = torch.zeros(*keys.shape[:-3], 1, length, dtype=torch.float32, device=keys.device)
+    for rows, attention in _attention_chunks(queries, keys, scaling):
+        every_head = weights[..., rows].expand(*attention.shape[:-3], heads, -1).flatten(-2).unsqueeze(-2)
+        total += every_head @ attention.flatten(-3, -2)
+    return total.squeeze(-2)
+
+
+def _attention_chunks(queries: Tensor, keys: Tensor, scaling: float) -> Iterator[tuple[slice, Tensor]]:
+    """Softmax attention ``[..., heads, rows, N]`` of one chunk of query rows after the other."""
+    heads = queries.shape[-3]
     if keys.shape[-3] != heads:
         keys = keys.repeat_interleave(heads // keys.shape[-3], dim=-3)
     keys = keys.transpose(-1, -2)
-    weights = (weights.float() / heads).unsqueeze(-2)
     chunk = max(1, CHUNK_ELEMENTS // keys[..., 0, :].numel())
-    total = torch.zeros(*keys.shape[:-3], 1, keys.shape[-1], dtype=torch.float32, device=keys.device)
-    for start in range(0, rows, chunk):
-        part = slice(start, start + chunk)
-        attention = (queries[..., part, :] * scaling @ keys).softmax(-1, dtype=torch.float32)
-        every_head = weights[..., part].expand(*attention.shape[:-3], heads, -1).flatten(-2).unsqueeze(-2)
-        total += every_head @ attention.flatten(-3, -2)
-    return total.squeeze(-2)
+    for start in range(0, queries.shape[-2], chunk):
+        rows = slice(start, start + chunk)
+        yield rows, (queries[..., rows, :] * scaling @ keys).softmax(-1, dtype=torch.float32)

@@ -7,7 +7,7 @@ calls the backend below. Knows nothing of families or methods.
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from multimodal.importance import attention_received
+from multimodal.importance import attention_received, context_relevance, mean_attention, query_set
 
 PREFIX = "flowprune_"
 
@@ -27,23 +27,46 @@ _observers: WeakKeyDictionary[nn.Module, Observer] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """What one attention layer of the vision tower compared.
+    """What one attention layer of the vision tower compared, as the running model hands it over.
 
     Args:
         queries: ``[tiles, heads, tokens, d]``.
         keys: ``[tiles, key heads, tokens, d]``.
         scaling: factor on their dot products.
-        received: :func:`multimodal.importance.attention_received` of them ``[tiles, tokens]``, if already known.
     """
 
     queries: Tensor
     keys: Tensor
     scaling: float
-    received: Tensor | None = None
 
-    def with_received(self) -> "LayerAttention":
-        """The same, with the received attention computed."""
-        return replace(self, received=attention_received(self.queries, self.keys, self.scaling))
+    def received(self) -> Tensor:
+        """:func:`multimodal.importance.attention_received` ``[tiles, tokens]``."""
+        return attention_received(self.queries, self.keys, self.scaling)
+
+    def context_relevance(self, threshold: float) -> Tensor:
+        """:func:`multimodal.importance.context_relevance` ``[tiles, tokens]``."""
+        return context_relevance(self.queries, self.keys, threshold, self.scaling)
+
+
+@dataclass(frozen=True)
+class MeanAttention:
+    """The same layer's head-mean attention ``[tiles, tokens, tokens]``: what a search reads in every trial."""
+
+    weights: Tensor
+
+    @classmethod
+    def of(cls, seen: LayerAttention, dtype: torch.dtype) -> "MeanAttention":
+        """Compute it."""
+        return cls(mean_attention(seen.queries, seen.keys, seen.scaling).to(dtype))
+
+    def received(self) -> Tensor:
+        """As of :class:`LayerAttention`."""
+        return self.weights.float().mean(-2)
+
+    def context_relevance(self, threshold: float) -> Tensor:
+        """As of :class:`LayerAttention`."""
+        rows = query_set(self.received(), threshold).to(self.weights.dtype)
+        return (rows.unsqueeze(-2) @ self.weights).squeeze(-2).float()
 
 
 @dataclass(frozen=True)
@@ -56,14 +79,9 @@ class VisionObservation:
         class_tokens: leading tower tokens that are no patch (class and register tokens).
     """
 
-    layers: Mapping[int, LayerAttention]
+    layers: Mapping[int, LayerAttention | MeanAttention]
     entropy: Tensor | None
     class_tokens: int
-
-    def raw(self) -> "VisionObservation":
-        """The same without what was summarised ahead of time, as a running model hands it over."""
-        layers = {layer: replace(seen, received=None) for layer, seen in self.layers.items()}
-        return replace(self, layers=layers)
 
 
 @contextmanager

@@ -17,10 +17,10 @@ from multimodal import FlowpruneError, PruningConfig, prune
 from multimodal.costs import estimate
 from multimodal.families import Family, family_of
 from multimodal.importance import patch_entropy
-from multimodal.observation import unnormalised
+from multimodal.observation import VisionObservation, unnormalised
 from multimodal.pruned_prompt import PrunedPrompt, importance_maps
 from multimodal.pruner import Pruner
-from multimodal.vision import Normalisation
+from multimodal.vision import Normalisation, watch_vision
 from pipelines.console import console
 from pipelines.contenders import untuned_config
 from pipelines.data import load_samples
@@ -124,12 +124,15 @@ def _measure_prompt(subject: _Subject, number: int, repeats: int) -> dict[str, f
     objective = Objective(family, [subject.samples[number]], batch_size=1, seed=0)
     [batch] = objective.batches
     peaks: dict[str, float] = {}
+    seen: list[VisionObservation] = []
+    with watch_vision(family, config.method.vision_layers, None, lambda _, vision: seen.append(vision)):
+        family.base.get_image_features(**pixels)
 
     def select() -> None:
         if config.method.needs_entropy:
             tiles = inputs["pixel_values"].flatten(0, -4)
             patch_entropy(unnormalised(tiles, *subject.pixels), family.patch_size)
-        maps = importance_maps(family, config, batch.prompt.layouts, batch.vision.raw())
+        maps = importance_maps(family, config, batch.prompt.layouts, replace(seen[0], entropy=batch.vision.entropy))
         PrunedPrompt(family, config, replace(batch.prompt, maps=maps)).begin(batch.embeds, batch.valid, None)
 
     def read(name: str, pruner: Pruner | None) -> None:

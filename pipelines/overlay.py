@@ -73,14 +73,11 @@ def _maps(
 ) -> dict[str, list[np.ndarray]]:
     patches = layout.patch_places
     tiles = slice(0, layout.tiles)
-    maps = {}
-    if seen.vision.entropy is not None:
-        [entropy] = opened.family.pack(seen.vision.entropy[tiles].unsqueeze(-1), [layout])
-        maps["entropy (bits)"] = grid_maps(entropy[patches, 0], layout)
-    for layer, attention in seen.vision.layers.items():
-        received = attention.with_received().received
-        assert received is not None
-        [packed] = opened.family.pack(received[tiles, seen.vision.class_tokens :].unsqueeze(-1), [layout])
+    maps: dict[str, list[np.ndarray]] = {}
+    [entropy] = opened.family.pack(seen.entropy[tiles].unsqueeze(-1), [layout])
+    maps["entropy (bits)"] = grid_maps(entropy[patches, 0], layout)
+    for layer, attention in seen.attention.items():
+        [packed] = opened.family.pack(attention.received()[tiles, seen.class_tokens :].unsqueeze(-1), [layout])
         maps[f"attention received, layer {layer}"] = grid_maps(packed[patches, 0], layout)
     if importance is not None:
         maps[f"importance, {config.method.name}"] = grid_maps(importance[patches], layout)

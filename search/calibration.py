@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from multimodal import FlowpruneError
 from multimodal.families import Family
 from multimodal.layout import Layout
-from multimodal.observation import LayerAttention, VisionObservation
+from multimodal.observation import LayerAttention, MeanAttention, VisionObservation
 from multimodal.vision import Normalisation, watch_vision
+
+TENSORS = ("embeds", "is_visual", "entropy", "reference")
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,24 @@ class CalibrationSample:
         embeds: input embeddings, visual features merged in ``[L, C]``.
         is_visual: True at visual tokens ``[L]``.
         layouts: of its images.
-        vision: what the vision tower showed of its tiles.
+        attention: head-mean attention of its tiles, by vision layer; −1 feeds the projector.
+        entropy: bits of each patch ``[tiles, patches]``.
+        class_tokens: leading tower tokens that are no patch.
         reference: last prompt token's last hidden state, after the final norm, unpruned ``[C]``, float32.
     """
 
     embeds: Tensor
     is_visual: Tensor
     layouts: Sequence[Layout]
-    vision: VisionObservation
+    attention: Mapping[int, MeanAttention]
+    entropy: Tensor
+    class_tokens: int
     reference: Tensor
+
+    @property
+    def vision(self) -> VisionObservation:
+        """What the vision tower showed, as methods read it."""
+        return VisionObservation(self.attention, self.entropy, self.class_tokens)
 
     def save(self, path: Path) -> None:
         """Write the file, so that a reader finds either all of it or nothing.
@@ -47,17 +58,11 @@ class CalibrationSample:
         Raises:
             FlowpruneError: the disk is full or cannot be written.
         """
-        tensors = {"embeds": self.embeds, "is_visual": self.is_visual, "reference": self.reference}
-        if self.vision.entropy is not None:
-            tensors["entropy"] = self.vision.entropy
-        for layer, seen in self.vision.layers.items():
-            received = seen.with_received().received if seen.received is None else seen.received
-            assert received is not None
-            tensors |= {f"queries.{layer}": seen.queries, f"keys.{layer}": seen.keys, f"received.{layer}": received}
+        tensors = {name: getattr(self, name) for name in TENSORS}
+        tensors |= {f"attention.{layer}": seen.weights for layer, seen in self.attention.items()}
         metadata = {
             "layouts": json.dumps([asdict(layout) for layout in self.layouts]),
-            "scaling": json.dumps({layer: seen.scaling for layer, seen in self.vision.layers.items()}),
-            "class_tokens": str(self.vision.class_tokens),
+            "class_tokens": str(self.class_tokens),
         }
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -77,18 +82,11 @@ class CalibrationSample:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        layers = {
-            int(layer): LayerAttention(
-                tensors[f"queries.{layer}"], tensors[f"keys.{layer}"], scaling, tensors[f"received.{layer}"]
-            )
-            for layer, scaling in json.loads(metadata["scaling"]).items()
-        }
         return cls(
-            embeds=tensors["embeds"],
-            is_visual=tensors["is_visual"],
+            **{name: tensors.pop(name) for name in TENSORS},
             layouts=[_layout(data) for data in json.loads(metadata["layouts"])],
-            vision=VisionObservation(layers, tensors.get("entropy"), int(metadata["class_tokens"])),
-            reference=tensors["reference"],
+            attention={int(name.removeprefix("attention.")): MeanAttention(t) for name, t in tensors.items()},
+            class_tokens=int(metadata["class_tokens"]),
         )
 
 
@@ -117,7 +115,13 @@ def observe_sample(
     noted: dict[str, Any] = {}
 
     def note_images(layouts: list[Layout], vision: VisionObservation) -> None:
-        noted["layouts"], noted["vision"] = layouts, vision
+        noted["layouts"], noted["entropy"], noted["class_tokens"] = layouts, vision.entropy, vision.class_tokens
+        dtype = torch.float32 if family.model.dtype == torch.float32 else torch.float16
+        noted["attention"] = {
+            layer: MeanAttention.of(seen, dtype)
+            for layer, seen in vision.layers.items()
+            if isinstance(seen, LayerAttention)
+        }
 
     def note_embeds(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         noted["embeds"] = kwargs["inputs_embeds"][0]

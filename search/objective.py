@@ -15,7 +15,7 @@ from multimodal import PruningConfig, prune
 from multimodal.costs import shares
 from multimodal.families import Family
 from multimodal.layout import Layout
-from multimodal.observation import LayerAttention, VisionObservation
+from multimodal.observation import MeanAttention, VisionObservation
 from multimodal.pruned_prompt import Prompt, importance_maps, locate_images
 from multimodal.pruner import Pruner
 from search.calibration import CalibrationSample
@@ -49,6 +49,11 @@ class Objective:
         groups = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
         random.Random(seed).shuffle(groups)
         self.batches = [_batch(family, group) for group in groups]
+
+    @property
+    def samples(self) -> int:
+        """How many samples a whole evaluation looks at."""
+        return len(self._prompts)
 
     @property
     def layouts(self) -> list[Layout]:
@@ -112,24 +117,16 @@ def _batch(family: Family, samples: Sequence[CalibrationSample]) -> Batch:
         embeds.to(device),
         valid.to(device),
         locate_images(is_visual, layouts, maps=None),
-        _joined([sample.vision for sample in samples], device),
+        _joined(samples, device),
         torch.stack([sample.reference for sample in samples]).to(device),
     )
 
 
-def _joined(observations: Sequence[VisionObservation], device: torch.device) -> VisionObservation:
-    first = observations[0]
-
-    def join(tensors: Sequence[Tensor | None]) -> Tensor | None:
-        known = [tensor for tensor in tensors if tensor is not None]
-        return torch.cat(known).to(device) if known else None
-
-    layers = {}
-    for layer, seen in first.layers.items():
-        queries, keys, received = (
-            join([getattr(observation.layers[layer], name) for observation in observations])
-            for name in ("queries", "keys", "received")
-        )
-        assert queries is not None and keys is not None
-        layers[layer] = LayerAttention(queries, keys, seen.scaling, received)
-    return VisionObservation(layers, join([seen.entropy for seen in observations]), first.class_tokens)
+def _joined(samples: Sequence[CalibrationSample], device: torch.device) -> VisionObservation:
+    """What the vision tower showed of a batch's tiles, in order."""
+    layers = {
+        layer: MeanAttention(torch.cat([sample.attention[layer].weights for sample in samples]).to(device))
+        for layer in samples[0].attention
+    }
+    entropy = torch.cat([sample.entropy for sample in samples]).to(device)
+    return VisionObservation(layers, entropy, samples[0].class_tokens)

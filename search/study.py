@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -37,7 +38,8 @@ def sqlite_storage(path: Path) -> optuna.storages.BaseStorage:
         path.parent.mkdir(parents=True, exist_ok=True)
         storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
     except (OSError, SQLAlchemyError) as error:
-        raise FlowpruneError(f"The study file {path} cannot be written ({error}): set storage.path=FILE.") from error
+        reason = str(error).splitlines()[0]
+        raise FlowpruneError(f"The study file {path} cannot be written ({reason}): set storage.path=FILE.") from error
 
     @event.listens_for(storage.engine, "connect")
     def _fast_commits(connection: Any, _: Any) -> None:
@@ -158,7 +160,10 @@ def run_worker(
         objective: what they measure.
         trials: the study's target.
         on_start: told of each trial that starts here.
-        on_end: told of each trial that ends here, however.
+        on_end: told of each trial that ends here, unless with an error.
+
+    Raises:
+        FlowpruneError: a discrepancy is not a finite number.
     """
 
     def evaluate(trial: optuna.Trial) -> float:
@@ -174,13 +179,19 @@ def run_worker(
             for step, value in enumerate(discrepancies[reported:], reported):
                 trial.report(value, step)
             reported = len(discrepancies)
-            if trial.should_prune():
+            if reported < objective.samples and trial.should_prune():
                 note(trial, samples=reported)
                 raise optuna.TrialPruned(f"clearly worse after {reported} samples")
 
         discrepancies = objective.evaluate(config, after_batch)
         note(trial, samples=reported)
-        return sum(discrepancies) / len(discrepancies)
+        discrepancy = sum(discrepancies) / len(discrepancies)
+        if not math.isfinite(discrepancy):
+            raise FlowpruneError(
+                f"The discrepancy of trial {trial.number} is {discrepancy}: the model overflows in its dtype, "
+                "set model.dtype=float32 or bfloat16."
+            )
+        return discrepancy
 
     def stop_at_target(study: optuna.Study, trial: FrozenTrial) -> None:
         on_end(trial)

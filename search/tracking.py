@@ -27,6 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from multimodal import FlowpruneError
 
 STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "FINISHED", TrialState.FAIL: "FAILED"}
+PAUSE_SECONDS = 30  # between tries at a store that was lost
 LOST = (MlflowException, OSError, SQLAlchemyError)
 
 
@@ -82,10 +83,14 @@ class Tracker:
         self._study = study
         self._children: dict[int, str] = {}
         self._work: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._owed: list[Callable[[], object]] = []  # what a lost store did not take
         self.lost: str | None = None
         try:
-            self.experiment_id = self._experiment(experiment, artifacts)
-            self.run_id = self._parent(parameters)
+            run = self._known_parent() or self._new_parent(self._experiment(experiment, artifacts))
+            self.run_id, self.experiment_id = run.info.run_id, run.info.experiment_id
+            params = [Param(name, str(value)[:500]) for name, value in parameters.items()]
+            client.log_batch(self.run_id, params=params)
+            client.update_run(self.run_id, status="RUNNING")
             self.sync()
         except LOST as error:
             raise FlowpruneError(f"MLflow did not take the search's run ({error}): check tracking.uri.") from error
@@ -116,6 +121,8 @@ class Tracker:
         self._work.put(None)
         self._thread.join()
         try:
+            for work in self._owed:
+                work()
             self.sync()
             self._client.set_terminated(self.run_id, status)
             self.lost = None
@@ -133,11 +140,17 @@ class Tracker:
                 self._log(trial)
 
     def _log_queued(self) -> None:
+        quiet_until = 0.0
         while (work := self._work.get()) is not None:
+            if time.monotonic() < quiet_until:
+                self._owed.append(work)
+                continue
             try:
                 work()
-            except LOST as error:  # close() logs trials again; the study itself is safe with Optuna
+            except LOST as error:  # close() tries again; the study itself is safe with Optuna
+                self._owed.append(work)
                 self.lost = str(error).strip().splitlines()[0]
+                quiet_until = time.monotonic() + PAUSE_SECONDS
 
     def _experiment(self, name: str, artifacts: Path | None) -> str:
         found = self._client.get_experiment_by_name(name)
@@ -146,20 +159,24 @@ class Tracker:
         location = None if artifacts is None else artifacts.absolute().as_uri()
         return self._client.create_experiment(name, artifact_location=location)
 
-    def _parent(self, parameters: Mapping[str, Any]) -> str:
+    def _known_parent(self) -> Run | None:
+        """The study's run, unless it belongs to another store or was deleted there."""
         known = self._study.user_attrs.get("mlflow_run")
-        if known is not None:
-            try:
-                self._client.update_run(known, status="RUNNING")
-                return str(known)
-            except MlflowException:
-                pass  # another store, or deleted there: begin anew
+        if known is None:
+            return None
+        try:
+            run = self._client.get_run(known)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return run if run.info.lifecycle_stage == "active" else None
+
+    def _new_parent(self, experiment_id: str) -> Run:
         tags = {"kind": "study", "study": self._study.study_name, "host": socket.gethostname()}
-        run = self._client.create_run(self.experiment_id, tags=tags, run_name=self._study.study_name)
-        params = [Param(name, str(value)[:500]) for name, value in parameters.items()]
-        self._client.log_batch(run.info.run_id, params=params)
+        run = self._client.create_run(experiment_id, tags=tags, run_name=self._study.study_name)
         self._study.set_user_attr("mlflow_run", run.info.run_id)
-        return run.info.run_id
+        return run
 
     def _child_runs(self) -> dict[int, Run]:
         found: dict[int, Run] = {}
@@ -173,6 +190,8 @@ class Tracker:
                 return found
 
     def _create_child(self, number: int, began: int) -> str:
+        if number not in self._children and self.lost:  # it may exist, and only the answer have been lost
+            self._children |= {known: run.info.run_id for known, run in self._child_runs().items()}
         if number not in self._children:
             tags = {
                 "mlflow.parentRunId": self.run_id,

@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from multimodal.importance import context_relevance
 from multimodal.layout import Layout
 from multimodal.methods.method import Method, Reduced, SearchRange, VisualTokens
 from multimodal.observation import VisionObservation
@@ -55,10 +54,7 @@ class VFlowOpt(Method):
         return self.model_copy(update={"recycling_cell": max(self.recycling_cell, smallest_cell(layout.grids, count))})
 
     def patch_importance(self, vision: VisionObservation) -> Tensor:
-        layer = vision.layers[self.vision_layer]
-        relevance = context_relevance(
-            layer.queries, layer.keys, self.query_threshold, layer.scaling, received=layer.received
-        )[:, vision.class_tokens :]
+        relevance = vision.layers[self.vision_layer].context_relevance(self.query_threshold)[:, vision.class_tokens :]
         if vision.entropy is None or not self.needs_entropy:
             return relevance
         return relevance + self.entropy_weight * vision.entropy.softmax(-1)
