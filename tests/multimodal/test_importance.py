@@ -7,7 +7,8 @@ import torch
 from oracles import full_attention
 
 from multimodal import importance
-from multimodal.importance import attention_received, context_relevance, patch_entropy
+from multimodal.importance import attention_received, context_relevance, mean_attention, patch_entropy, query_set
+from multimodal.observation import LayerAttention, MeanAttention
 
 SHAPES = [(1, 1, 5, 4), (4, 4, 9, 8), (6, 2, 7, 4), (3, 1, 16, 2)]  # heads, key heads, tokens, width
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -94,25 +95,50 @@ def test_leading_dimensions_are_independent(shape: tuple) -> None:
 
 
 @shapes
-def test_received_may_be_passed_in(shape: tuple) -> None:
+@pytest.mark.parametrize("chunk", [1, 50, 1 << 22])
+def test_mean_attention_is_the_full_matrix(shape: tuple, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importance, "CHUNK_ELEMENTS", chunk)
     queries, keys, scaling = tensors(shape, 2)
-    received = attention_received(queries, keys, scaling)
-    given = context_relevance(queries, keys, 1.1, scaling, received=received)
-    torch.testing.assert_close(given, context_relevance(queries, keys, 1.1, scaling))
-    # and it, not the tensors, chooses the query set
-    chosen = torch.zeros_like(received)
-    chosen[:, 2] = 1.0
-    expected = full_attention(queries[1].numpy(), keys[1].numpy(), scaling)[2]
-    given = context_relevance(queries, keys, 1.1, scaling, received=chosen)
-    np.testing.assert_allclose(given[1].numpy(), expected, atol=1e-6)
+    attention = mean_attention(queries, keys, scaling)
+    for image in range(2):
+        expected = full_attention(queries[image].numpy(), keys[image].numpy(), scaling)
+        np.testing.assert_allclose(attention[image].numpy(), expected, atol=1e-6)
+
+
+@shapes
+@pytest.mark.parametrize("threshold", [0.0, 1.0, 1.3, 1e6])
+def test_kept_attention_says_what_the_layer_says(shape: tuple, threshold: float) -> None:
+    queries, keys, scaling = tensors(shape, 2)
+    live = LayerAttention(queries, keys, scaling)
+    for seen in (live, MeanAttention.of(live, torch.float32)):
+        for image in range(2):
+            expected = full_attention(queries[image].numpy(), keys[image].numpy(), scaling)
+            np.testing.assert_allclose(seen.received()[image].numpy(), expected.mean(0), atol=1e-6)
+            relevance = seen.context_relevance(threshold)[image].numpy()
+            np.testing.assert_allclose(relevance, oracles.relevance(expected, threshold), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("received", "threshold", "chosen"),
+    [
+        ([0.1, 0.5, 0.2, 0.2], 0.5, [1, 2, 3]),
+        ([0.1, 0.5, 0.2, 0.2], 1.0, [1]),
+        ([0.25, 0.25, 0.25, 0.25], 1.0, [0]),  # none exceeds the mean: the first of the most received
+        ([0.1, 0.4, 0.4, 0.1], 5.0, [1]),
+        ([0.1, 0.5, 0.2, 0.2], 0.0, [0, 1, 2, 3]),
+    ],
+)
+def test_query_set_by_hand(received: list, threshold: float, chosen: list) -> None:
+    weights = query_set(torch.tensor([received, received[::-1]]), threshold)
+    assert weights[0].nonzero()[:, 0].tolist() == chosen
+    assert weights[0][chosen].tolist() == pytest.approx([1 / len(chosen)] * len(chosen))
+    assert weights.sum(1).tolist() == pytest.approx([1, 1])
 
 
 def test_half_precision_stays_close() -> None:
     queries, keys, scaling = tensors((4, 2, 12, 8))
-    exact = context_relevance(queries, keys, 1.0, scaling, received=attention_received(queries, keys, scaling))
-    half = context_relevance(
-        queries.bfloat16(), keys.bfloat16(), 1.0, scaling, received=attention_received(queries, keys, scaling)
-    )
+    half = attention_received(queries.bfloat16(), keys.bfloat16(), scaling)
     assert half.dtype == torch.float32
-    torch.testing.assert_close(half, exact, atol=0.02, rtol=0)
-    assert half.sum().item() == pytest.approx(1.0, abs=1e-3)
+    torch.testing.assert_close(half, attention_received(queries, keys, scaling), atol=0.02, rtol=0)
+    relevance = context_relevance(queries.bfloat16(), keys.bfloat16(), 1.0, scaling)
+    assert relevance.sum().item() == pytest.approx(1.0, abs=1e-3)
