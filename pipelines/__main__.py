@@ -9,6 +9,7 @@ import hydra
 import optuna
 import transformers
 from omegaconf import DictConfig
+from rich.markup import escape
 
 from multimodal import FlowpruneError
 from pipelines.console import console
@@ -22,11 +23,13 @@ def app(cfg: DictConfig) -> None:
     """Run the stages of a composed configuration."""
     try:
         settings = check_settings(cfg)
+        if "search" in settings.stages:  # said before other stages spend their time
+            importlib.import_module("search.tracking").connect(settings.tracking.uri)
         for stage in settings.stages:
             console.rule(f"[bold]{stage}")
             importlib.import_module(f"pipelines.{stage}").run(settings)
     except FlowpruneError as error:
-        console.print(f"[bold red]error:[/] {error}", highlight=False)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         console.print("[yellow]interrupted: what is finished is kept, the same command goes on.[/]")

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 from transformers import BatchFeature
 
@@ -33,13 +34,13 @@ def run(settings: Settings) -> dict[str, str]:
     sample = _sample(settings)
     opened = open_model(settings.model)
     inputs = build_inputs(opened, [sample])
-    table = Table(title=sample.question)
+    table = Table(title=escape(sample.question))
     for column in ("", "answer", "visual tokens by layer", "KV bytes", "first token"):
         table.add_column(column)
     answers = {}
     for name, applied in (("unpruned", None), ("pruned", config)):
         answers[name], tokens, kv, seconds = _answer(opened, inputs, applied, settings.generate.max_new_tokens)
-        table.add_row(name, answers[name], tokens, kv, f"{seconds * 1000:.1f} ms")
+        table.add_row(name, escape(answers[name]), tokens, kv, f"{seconds * 1000:.1f} ms")
     console.print(table)
     path = write_overlay(opened, sample, config, Path(settings.output) / "generate.png", sample.question)
     console.print(f"picture: {path}")

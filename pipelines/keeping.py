@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
+from rich.markup import escape
 
 from multimodal import FlowpruneError
 from pipelines.console import console
@@ -36,7 +37,7 @@ def keep_with_study(settings: Settings, paths: Sequence[Path], folder: str | Non
     try:
         log_to_study(settings.tracking.uri, study, list(paths), folder)
     except FlowpruneError as error:
-        console.print(f"[yellow]{error} The files are in {paths[0].parent}.[/]")
+        console.print(f"[yellow]{escape(str(error))} The files are in {paths[0].parent}.[/]")
 
 
 def say_how_to_compare(settings: Settings) -> None:

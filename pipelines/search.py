@@ -9,6 +9,7 @@ import optuna
 import torch
 import transformers
 from optuna.trial import FrozenTrial, TrialState
+from rich.markup import escape
 
 from multimodal import FlowpruneError, PruningConfig
 from multimodal.config import Budget, Provenance
@@ -100,7 +101,7 @@ def run(settings: Settings) -> SearchResult:
         tracker.close(status)
         if tracker.lost:
             console.print(
-                f"[yellow]MLflow at {settings.tracking.uri} was lost ({tracker.lost}); trials are safe in "
+                f"[yellow]MLflow at {settings.tracking.uri} was lost ({escape(tracker.lost)}); trials are safe in "
                 f"{settings.storage.path} and will be logged by the next run of this study.[/]"
             )
     best = study.best_trial

@@ -12,6 +12,7 @@ from statistics import mean, stdev
 
 import torch
 from rich.box import SIMPLE_HEAVY
+from rich.markup import escape
 from rich.table import Table
 
 from multimodal import PruningConfig, prune
@@ -189,7 +190,7 @@ def _kinds_table(rows: Mapping[str, Row], samples: Sequence[Sample]) -> Table:
         table.add_column(name, justify="right")
     for kind in rows[UNPRUNED].accuracy_by_kind:
         cells = (f"{row.accuracy_by_kind[kind]:.1%}" for row in rows.values())
-        table.add_row(f"{kind.replace('_', ' ')} ({counts[kind]})", *cells)
+        table.add_row(f"{escape(kind.replace('_', ' '))} ({counts[kind]})", *cells)
     return table
 
 

@@ -26,7 +26,7 @@ def folder_rows(path: str) -> list[Callable[[], Sample]]:
     if len(lists) != 1:
         raise FlowpruneError(f"{folder} holds {len(lists)} .jsonl files: put exactly one there.")
     rows: list[Callable[[], Sample]] = []
-    for number, line in enumerate(lists[0].read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_text(lists[0]).split("\n"), 1):
         if line.strip():
             rows.append(
                 partial(_sample, folder, _checked(line, f"{lists[0]}:{number}", folder), f"{lists[0]}:{number}")
@@ -34,6 +34,13 @@ def folder_rows(path: str) -> list[Callable[[], Sample]]:
     if not rows:
         raise FlowpruneError(f"{lists[0]} is empty: write one JSON object a line, with image and question.")
     return rows
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FlowpruneError(f"{path} is not readable UTF-8 text ({error}): save it as UTF-8.") from error
 
 
 def _checked(line: str, where: str, folder: Path) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def test_what_the_method_refuses_is_refused_by_name(where, values, message):
 
 
 def test_an_unknown_method_is_refused_by_name():
-    with pytest.raises(FlowpruneError, match="no method 'vflow': choose one of .*vflowopt"):
+    with pytest.raises(FlowpruneError, match=r"no method 'vflow': choose one of .*vflowopt"):
         searched_parameters("vflow", {}, {})
 
 

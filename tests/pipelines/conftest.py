@@ -1,0 +1,65 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from pipelines.__main__ import main
+from pipelines.train_tiny.model import build_model, build_processor
+
+ROOT = Path(__file__).parents[2]
+SMALLER = {
+    "attention": "sdpa",
+    "vision": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "patch_size": 28,
+    },
+    "text": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 5},
+}
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory) -> Path:
+    """A folder with a random model like the shipped one, but smaller: 64 visual tokens, five layers."""
+    options = OmegaConf.merge(OmegaConf.load(ROOT / "conf/train_tiny.yaml").model, SMALLER)
+    folder = tmp_path_factory.mktemp("model")
+    build_model(options, seed=0).save_pretrained(folder)
+    build_processor(options).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def flowprune(tmp_path, model_path, monkeypatch, capsys):
+    """The command line, in this process: called with overrides, it returns the exit code and what was printed."""
+
+    def run(*overrides: str) -> tuple[int, str]:
+        base = [
+            "model=path",
+            f"model.path={model_path}",
+            "model.name=small",
+            f"output={tmp_path}/run",
+            f"cache={tmp_path}/cache",
+            f"storage.path={tmp_path}/studies.db",
+            f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+            f"tracking.artifacts={tmp_path}/artifacts",
+        ]
+        named = {override.split("=")[0] for override in overrides}
+        arguments = [argument for argument in base if argument.split("=")[0] not in named]
+        monkeypatch.setattr(sys, "argv", ["flowprune", *arguments, *overrides])
+        for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
+            monkeypatch.delenv(name, raising=False)
+        capsys.readouterr()
+        try:
+            with torch.enable_grad():  # as in a fresh process; Optuna's GP needs it
+                main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    return run

@@ -1,0 +1,200 @@
+"""The main job from the command line, end to end, on a small random model."""
+
+import csv
+import json
+from pathlib import Path
+
+import optuna
+import pytest
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from multimodal import PruningConfig, load_model, prune
+from pipelines.data import Sample
+from pipelines.data.folder import write_folder
+from pipelines.data.scenes import scenes
+
+SMOKE = ("experiment=smoke", "search.batch_size=3", "budget.retention=0.2")
+CONTENDERS = {"unpruned", "tuned", "untuned", "uniform", "random"}
+
+
+def is_picture(path: Path) -> bool:
+    with Image.open(path) as image:
+        image.verify()
+        return image.format == "PNG" and min(image.size) > 100
+
+
+def study_of(folder: Path, name: str = "smoke") -> optuna.Study:
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/studies.db")
+
+
+def runs_of(folder: Path, kind: str) -> list:
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    [experiment] = [e for e in client.search_experiments() if e.name != "Default"]
+    assert experiment.name == "flowprune-small"
+    return list(client.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'"))
+
+
+def artifacts_of(folder: Path, path: str = "") -> set[str]:
+    [parent] = runs_of(folder, "study")
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    return {Path(file.path).name for file in client.list_artifacts(parent.info.run_id, path or None)}
+
+
+def check_outputs(output: Path, study: optuna.Study) -> None:
+    """trials.csv, settings.json, validation.json and pruning.json say what the study says."""
+    best = study.best_trial
+    with (output / "trials.csv").open(newline="") as file:
+        rows = {int(row["trial"]): row for row in csv.DictReader(file)}
+    assert set(rows) == {trial.number for trial in study.get_trials()}
+    for trial in study.get_trials():
+        row = rows[trial.number]
+        assert row["state"] == trial.state.name.lower()
+        if trial.value is not None and row["state"] == "complete":
+            assert float(row["discrepancy"]) == pytest.approx(trial.value)
+        for name, value in trial.user_attrs["parameters"].items():
+            assert row[name] == ("" if value is None else str(value))
+        assert float(row["retention"]) <= 0.2
+
+    config = PruningConfig.from_pretrained(output)
+    assert config.provenance.trial == best.number and config.provenance.study == study.study_name
+    assert config.provenance.calibration_discrepancy == pytest.approx(best.value)
+    assert config.budget.asked == 0.2 and config.budget.met == pytest.approx(float(rows[best.number]["retention"]))
+    assert config.model.layers == 5 and config.model.architecture == "LlavaForConditionalGeneration"
+    plain = {"model", "budget", "provenance"}
+    assert config.model_dump(mode="json", exclude=plain) == PruningConfig(**best.user_attrs["config"]).model_dump(
+        mode="json", exclude=plain
+    )
+
+    report = json.loads((output / "validation.json").read_text())
+    assert set(report) == CONTENDERS
+    assert report["unpruned"]["discrepancy"] == 0 and report["unpruned"]["agreement"] == 1
+    assert config.provenance.heldout_discrepancy == report["tuned"]["discrepancy"]
+    for name in CONTENDERS - {"unpruned"}:
+        assert 0.1 < report[name]["retention"] <= 0.2 and 0 < report[name]["kv_share"] < 1
+        assert report[name]["discrepancy"] > 0 and 0 <= report[name]["agreement"] <= 1
+    assert report["tuned"]["lead"][0] == 0
+    assert is_picture(output / "search.png")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("main_job")
+
+
+@pytest.fixture
+def in_shared(shared, flowprune):
+    def run(*overrides: str) -> tuple[int, str]:
+        return flowprune(
+            *SMOKE,
+            *overrides,
+            f"output={shared}/run",
+            f"cache={shared}/cache",
+            f"storage.path={shared}/studies.db",
+            f"tracking.uri=sqlite:///{shared}/mlflow.db",
+            f"tracking.artifacts={shared}/artifacts",
+        )
+
+    return run
+
+
+def test_the_main_job_from_nothing(in_shared, shared, model_path):
+    code, printed = in_shared()
+    assert code == 0, printed
+    study, output = study_of(shared), shared / "run"
+    assert len(study.get_trials()) == 4
+    check_outputs(output, study)
+
+    [parent] = runs_of(shared, "study")
+    children = runs_of(shared, "trial")
+    assert parent.info.status == "FINISHED" and parent.data.metrics["discrepancy"] == pytest.approx(study.best_value)
+    assert {child.data.tags["trial"] for child in children} == {"0", "1", "2", "3"} and len(children) == 4
+    assert {child.info.status for child in children} == {"FINISHED"}
+    assert artifacts_of(shared) >= {"pruning.json", "trials.csv", "search.png", "settings.json", "validation.json"}
+
+    model, _ = load_model(model_path)
+    config = PruningConfig.from_pretrained(output / "pruning.json")
+    with prune(model, config):
+        pass
+
+
+def test_the_exported_file_prunes_a_fresh_model(shared, model_path):
+    model, processor = load_model(model_path)
+    [sample] = scenes("test", 1)
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.question}]}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    inputs = processor(images=[sample.image], text=text, return_tensors="pt")
+    config = PruningConfig.from_pretrained(shared / "run")
+    with prune(model, config) as pruner:
+        model.generate(**inputs, max_new_tokens=2)
+    [report] = pruner.report
+    assert report.visual_tokens == 64 and 0.1 < report.retention <= 0.2
+    assert report.retention == pytest.approx(config.budget.met)
+
+
+def test_the_same_command_again_adds_nothing(in_shared, shared):
+    before = [(trial.number, trial.params, trial.value) for trial in study_of(shared).get_trials()]
+    exported = (shared / "run" / "pruning.json").read_bytes()
+    cached = {path: path.stat().st_mtime_ns for path in (shared / "cache").rglob("*.safetensors")}
+    code, printed = in_shared()
+    assert code == 0, printed
+    assert [(trial.number, trial.params, trial.value) for trial in study_of(shared).get_trials()] == before
+    assert len(runs_of(shared, "study")) == 1 and len(runs_of(shared, "trial")) == 4
+    assert (shared / "run" / "pruning.json").read_bytes() == exported
+    assert {path: path.stat().st_mtime_ns for path in (shared / "cache").rglob("*.safetensors")} == cached
+
+
+def test_more_trials_go_on_with_the_study(in_shared, shared):
+    code, printed = in_shared("stages=[search,export]", "search.trials=6")
+    assert code == 0, printed
+    assert len(study_of(shared).get_trials()) == 6 and len(runs_of(shared, "trial")) == 6
+
+
+def test_other_settings_are_refused(in_shared):
+    code, printed = in_shared("stages=[search]", "budget.retention=0.3")
+    assert code == 2 and "retention was 0.2 and is 0.3" in " ".join(printed.split()) and "Traceback" not in printed
+
+
+def test_pictures(in_shared, shared):
+    code, printed = in_shared("stages=[maps,generate]", "maps.samples=2", "generate.max_new_tokens=2")
+    assert code == 0, printed
+    output = shared / "run"
+    assert all(map(is_picture, [output / "maps" / "00.png", output / "maps" / "01.png", output / "generate.png"]))
+    assert artifacts_of(shared, "maps") == {"00.png", "01.png"}
+
+
+def test_generate_on_an_image_of_ones_own(in_shared, shared):
+    Image.new("L", (50, 90), 128).save(shared / "own.jpg")
+    code, printed = in_shared(
+        "stages=[generate]", f"generate.image={shared}/own.jpg", "generate.question='What is [/it]?'"
+    )
+    assert code == 0 and "What is [/it]?" in printed, printed
+    code, printed = in_shared("stages=[generate]", f"generate.image={shared}/none.jpg")
+    assert code == 2 and "cannot be read" in " ".join(printed.split()) and "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text[:100], "is not a readable JSON file"),
+        (lambda text: text.replace('"keep_ratio": ', '"keep_ratio": 7'), "keep_ratio is 7"),
+        (lambda text: text.replace("LlavaFor", "QwenFor"), "but the model is a LlavaForConditionalGeneration"),
+    ],
+    ids=["cut", "ratio", "architecture"],
+)
+@pytest.mark.parametrize("stage", ["generate", "maps"])
+def test_a_corrupt_config_is_refused(stage, change, message, in_shared, shared):
+    bad = shared / "bad.json"
+    bad.write_text(change((shared / "run" / "pruning.json").read_text()))
+    code, printed = in_shared(f"stages=[{stage}]", f"{stage}.config={bad}")
+    assert code == 2 and "Traceback" not in printed and message in " ".join(printed.split())
+
+
+def test_a_folder_of_ones_own_without_answers(flowprune, tmp_path):
+    samples = [Sample(s.image.resize((300, 120)), s.question) for s in scenes("test", 9)]
+    write_folder(samples, tmp_path / "data")
+    code, printed = flowprune(*SMOKE, "data=folder", f"data.path={tmp_path}/data", "data.calibration=5")
+    assert code == 0, printed
+    check_outputs(tmp_path / "run", study_of(tmp_path))
+    report = json.loads((tmp_path / "run" / "validation.json").read_text())
+    assert {row["accuracy"] for row in report.values()} == {None}

@@ -1,0 +1,100 @@
+"""Wrong settings, through the real command line: exit code 2 and one sentence, before any work."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import pipelines.opened
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def no_model(monkeypatch):
+    """No model is loaded before the settings are right."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(pipelines.opened, "load_model", refuse)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["budget.retention=1.2"], r"budget\.retention is 1\.2: input should be less than or equal to 1"),
+        (["budget.retention=0"], r"budget\.retention is 0: input should be greater than 0"),
+        (["search.trials=abc"], r"search\.trials is 'abc': input should be a valid integer"),
+        (
+            ["search.positions=[sideways]"],
+            r"search\.positions\.0 is 'sideways': input should be 'compact' or 'original'",
+        ),
+        (["search.positions=[]"], r"search\.positions is \[\]: .*at least 1 item"),
+        (["search.sampler=grid"], r"search\.sampler is 'grid': input should be 'gp', 'tpe' or 'random'"),
+        (["+method.ranges.entropy_weight=3"], r"method\.ranges\.entropy_weight is 3: "),
+        (["+search.trails=3"], r"search\.trails is not a known key"),
+        (["+model.flavour=x"], r"model\.flavour is not a known key"),
+        (["stages=[nope]"], r"stages\.0 is 'nope': input should be 'calibrate', 'search', "),
+        (["stages=[]"], r"stages is \[\]: .*at least 1 item"),
+        (["seed=-1"], r"seed is -1: input should be greater than or equal to 0"),
+        (["data=folder", "stages=[calibrate]"], r"data\.path is missing: say where the folder is"),
+        (["model.path=null"], r"model\.path is None: input should be a valid string"),
+        (
+            ["method.name=vflow", "stages=[calibrate]"],
+            r"There is no method 'vflow': choose one of random, uniform, vflowopt",
+        ),
+        (["data=folder", "data.path=/nowhere", "stages=[calibrate]"], r"data\.path /nowhere is not a folder"),
+        (["stages=[generate]"], r"holds no tuned config: run stages=\[calibrate,search\] first"),
+        (["stages=[export]"], r"tuned\.json does not exist"),
+        (["stages=[generate]", "generate.config=/nowhere.json"], r"/nowhere\.json does not exist"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence(overrides, message, flowprune):
+    code, printed = flowprune(*overrides)
+    printed = " ".join(printed.split())
+    assert code == 2 and "Traceback" not in printed
+    [sentence] = re.findall(r"error: (.*)", printed)
+    assert re.search(message, sentence)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["search.trails=3"], r"Could not override 'search\.trails'"),
+        (["model=blip"], r"Could not find 'model/blip'.*tiny"),
+        (["method=vflow"], r"Could not find 'method/vflow'.*vflowopt"),
+        (["experiment=nope"], r"Could not find 'experiment/nope'"),
+        (["search.trials"], r"override|mismatched|missing"),
+    ],
+)
+def test_hydra_says_what_it_cannot_compose(overrides, message, flowprune):
+    code, printed = flowprune(*overrides)
+    assert code == 2 and "Traceback" not in printed
+    assert re.search(message, " ".join(printed.split()))
+
+
+@pytest.mark.parametrize("stages", ["[calibrate,search,validate,export]", "[search]"])
+def test_an_unreachable_server_is_said_before_a_model_is_loaded(stages, flowprune):
+    began = time.monotonic()
+    code, printed = flowprune(f"stages={stages}", "tracking=server", "tracking.uri=http://127.0.0.1:9")
+    assert code == 2 and "Traceback" not in printed
+    assert "No MLflow tracking store answers at http://127.0.0.1:9" in " ".join(printed.split())
+    assert time.monotonic() - began < 20
+
+
+def test_a_missing_model_folder_from_a_shell(tmp_path):
+    """The real program: nothing but the sentence, and the exit code of a user's mistake."""
+    arguments = ["model=path", "model.path=/nowhere/at/all", f"output={tmp_path}/run", f"cache={tmp_path}/cache"]
+    arguments += [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "stages=[calibrate]", "experiment=smoke"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "400"}
+    found = subprocess.run(
+        [sys.executable, "-m", "pipelines", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert found.returncode == 2 and "Traceback" not in found.stdout + found.stderr
+    assert "error: No model could be read from '/nowhere/at/all'" in found.stdout
+    assert "give 'tiny', a local folder or a hub id." in " ".join(found.stdout.split())

@@ -1,0 +1,92 @@
+"""A search that takes no time: an objective that is a formula, and a worker process that waits to be killed.
+
+Run as a program with a folder: starts a worker there whose third trial never ends.
+"""
+
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+
+from multimodal import PruningConfig
+from multimodal.layout import Layout
+from search.space import Space
+from search.study import open_study, run_worker, sqlite_storage
+from search.tracking import Tracker, connect
+
+SETTINGS = {"method": "vflowopt", "retention": 0.25, "data": "abc"}
+SPACE = Space(
+    method="vflowopt",
+    fixed={"vision_layer": -1},
+    ranges={},
+    retention=0.25,
+    steps=2,
+    layers=6,
+    positions=["compact", "original"],
+    layouts=[Layout(((8, 8),))],
+    pixels=((0.5,) * 3, (0.5,) * 3),
+)
+
+
+class StandIn:
+    """Discrepancies that fall with the entropy weight's distance from 0.3; samples differ, the same in every trial.
+
+    Args:
+        samples: how many.
+        during: called with the number of evaluations so far, before each.
+        spread: noise of a trial's samples.
+    """
+
+    def __init__(self, samples: int = 12, during: Callable[[int], None] = lambda number: None, spread: float = 0.001):
+        self.samples, self.during, self.spread = samples, during, spread
+        self.evaluations = 0
+
+    def shares(self, config: PruningConfig) -> dict[str, float]:
+        return {"retention": 0.25, "flops_share": 0.4, "kv_share": 0.3}
+
+    def evaluate(self, config: PruningConfig, after_batch: Callable[[list[float]], None]) -> list[float]:
+        self.during(self.evaluations)
+        self.evaluations += 1
+        away, noise = abs(config.method.entropy_weight - 0.3), random.Random(str(config.method))
+        found: list[float] = []
+        for sample in range(self.samples):
+            found.append(0.01 * (1 + sample % 3) + 0.1 * away + self.spread * noise.random())
+            if sample % 4 == 3:
+                after_batch(found)
+        return found
+
+
+def make_study(folder: Path, name: str = "s", **options) -> optuna.Study:
+    return open_study(sqlite_storage(folder / "studies.db"), name, SETTINGS, **({"sampler": "random"} | options))
+
+
+def make_tracker(folder: Path, study: optuna.Study) -> Tracker:
+    client = connect(f"sqlite:///{folder}/mlflow.db")
+    return Tracker(client, study, "flowprune-tests", {"retention": 0.25, "sampler": "random"}, folder / "artifacts")
+
+
+def work(study: optuna.Study, trials: int, objective: StandIn | None = None, tracker: Tracker | None = None) -> None:
+    run_worker(
+        study,
+        SPACE,
+        objective or StandIn(),
+        trials,
+        lambda trial: tracker and tracker.start_trial(trial.number),
+        lambda trial: tracker and tracker.end_trial(trial),
+    )
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[1])
+
+    def wait(number: int) -> None:
+        if number == 2:
+            time.sleep(1)  # the tracker's thread logs meanwhile
+            (where / "waiting").touch()
+            time.sleep(600)
+
+    its_study = make_study(where, early_stopping=False)
+    work(its_study, 4, StandIn(during=wait), make_tracker(where, its_study))

@@ -1,0 +1,192 @@
+"""Studies: reproducible, resumed to the study's target, and nothing lost with a worker."""
+
+import os
+import signal
+import socket
+import subprocess
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from stand_ins import SETTINGS, StandIn, make_study, work
+
+from multimodal import FlowpruneError
+from search.study import WORKER, digest, done_trials, fail_dead_trials, interruptible, open_study, sqlite_storage
+
+DEAD = f"{socket.gethostname()}:{2**22 + 7}"  # above the largest process id
+
+
+def states(study: optuna.Study) -> list[TrialState]:
+    return [trial.state for trial in study.get_trials()]
+
+
+def facts(study: optuna.Study) -> list[tuple]:
+    return [(trial.number, trial.state, trial.params, trial.value) for trial in study.get_trials()]
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "gp"])
+def test_the_same_seed_gives_the_same_trials(sampler, tmp_path):
+    runs = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        study = make_study(tmp_path, name, sampler=sampler, startup=4, seed=seed)
+        work(study, 7)
+        runs.append(facts(study))
+    assert len(runs[0]) == 7 and runs[0] == runs[1] != runs[2]
+
+
+def test_a_resume_goes_on_to_the_studys_target(tmp_path):
+    work(make_study(tmp_path), 3)
+    first = facts(make_study(tmp_path))
+    work(make_study(tmp_path), 5)
+    study = make_study(tmp_path)
+    assert facts(study)[:3] == first and len(done_trials(study)) == 5
+    assert len({tuple(trial.params.values()) for trial in study.get_trials()}) == 5  # not the first three again
+    work(make_study(tmp_path), 5)
+    work(make_study(tmp_path), 2)
+    assert len(study.get_trials()) == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"retention": 0.1}, r"Study 's' exists with other settings \(retention was 0.25 and is 0.1\): choose another"),
+        ({"data": "xyz", "retention": 0.5}, r"\(data was abc and is xyz, retention was 0.25 and is 0.5\)"),
+        ({"new": 1}, r"\(new was None and is 1\)"),
+    ],
+)
+def test_other_settings_are_refused_by_name(changes, message, tmp_path):
+    make_study(tmp_path)
+    with pytest.raises(FlowpruneError, match=message):
+        open_study(sqlite_storage(tmp_path / "studies.db"), "s", SETTINGS | changes)
+
+
+def test_settings_survive_json(tmp_path):
+    storage = sqlite_storage(tmp_path / "studies.db")
+    for _ in range(2):
+        open_study(storage, "s", {"ranges": {"a": (1, 2.0)}, "path": tmp_path, "none": None})
+    assert digest({"b": 1, "a": (1, 2)}) == digest({"a": [1, 2], "b": 1}) != digest({"a": [2, 1], "b": 1})
+
+
+def test_an_unknown_sampler_is_refused(tmp_path):
+    with pytest.raises(FlowpruneError, match=r"search\.sampler is 'grid': choose gp, tpe or random"):
+        make_study(tmp_path, sampler="grid")
+
+
+def test_a_study_file_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "text.db").write_text("not a database, by any means; " * 100)
+    for path in (tmp_path / "file" / "studies.db", tmp_path / "text.db"):
+        with pytest.raises(FlowpruneError, match=r"study file .* cannot be written .*set storage\.path=FILE"):
+            sqlite_storage(path)
+
+
+def test_a_clearly_worse_trial_stops_early(tmp_path):
+    study, objective = make_study(tmp_path), StandIn(samples=24)
+    for weight in (0.3, -1.0, 0.3001):
+        study.enqueue_trial({"entropy_weight": weight})
+    work(study, 3, objective)
+    good, bad, close = study.get_trials()
+    assert [trial.state for trial in (good, bad)] == [TrialState.COMPLETE, TrialState.PRUNED]
+    assert bad.user_attrs["samples"] == len(bad.intermediate_values) < 24
+    assert good.user_attrs["samples"] == len(good.intermediate_values) == 24
+    assert good.value == pytest.approx(sum(good.intermediate_values.values()) / 24)
+    assert close.user_attrs["samples"] > bad.user_attrs["samples"]
+    assert study.best_trial.number in (0, 2)
+
+
+@pytest.mark.parametrize(("samples", "early_stopping"), [(4, True), (24, False)], ids=["one batch", "switched off"])
+def test_a_trial_that_saw_every_sample_is_complete(samples, early_stopping, tmp_path):
+    study = make_study(tmp_path, early_stopping=early_stopping)
+    for weight in (0.3, -1.0, 1.0):
+        study.enqueue_trial({"entropy_weight": weight})
+    work(study, 3, StandIn(samples=samples))
+    assert states(study) == [TrialState.COMPLETE] * 3
+
+
+def test_a_discrepancy_that_is_no_number_ends_the_search(tmp_path):
+    study = make_study(tmp_path)
+    with pytest.raises(FlowpruneError, match=r"discrepancy of trial 0 is nan: .* model\.dtype"):
+        work(study, 3, StandIn(spread=float("nan")))
+    assert states(study) == [TrialState.FAIL]
+
+
+@pytest.mark.parametrize("where", ["objective", "sampler", "start"])
+def test_an_interrupt_leaves_no_trial_running(where, tmp_path, monkeypatch):
+    study = make_study(tmp_path, early_stopping=False)
+
+    def interrupt(number: int) -> None:
+        if number == 2:
+            raise KeyboardInterrupt
+
+    objective = StandIn(during=interrupt if where == "objective" else lambda number: None)
+    if where != "objective":
+        target = study.sampler if where == "sampler" else optuna.Trial
+        method = "infer_relative_search_space" if where == "sampler" else "set_user_attr"
+        original = getattr(target, method)
+
+        def stop(*args):
+            if len(study.get_trials()) == 3:
+                raise KeyboardInterrupt
+            return original(*args)
+
+        monkeypatch.setattr(target, method, stop)
+    with pytest.raises(KeyboardInterrupt), interruptible(study):
+        work(study, 5, objective)
+    monkeypatch.undo()
+    assert TrialState.RUNNING not in states(study)
+    assert states(study)[:3] == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL]
+    resumed = make_study(tmp_path, early_stopping=False)
+    assert fail_dead_trials(resumed) == []
+    work(resumed, 5)
+    assert len(done_trials(resumed)) == 5 and not {TrialState.RUNNING, TrialState.WAITING} & set(states(resumed))
+
+
+def test_a_killed_workers_trial_is_failed_and_queued_once_more(killed):
+    study = make_study(killed, early_stopping=False)
+    assert states(study) == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.RUNNING]
+    parameters = study.get_trials()[2].params
+    assert parameters
+
+    assert fail_dead_trials(study) == [2]
+    assert states(study)[2:] == [TrialState.FAIL, TrialState.WAITING]
+    assert fail_dead_trials(study) == []
+    work(study, 4)
+    retried = study.get_trials()[3]
+    assert (retried.state, retried.params) == (TrialState.COMPLETE, parameters)
+    assert retried.user_attrs["retry_of"] == 2
+    assert len(done_trials(study)) == 4 and len(study.get_trials()) == 5
+
+
+def test_a_trial_that_kills_its_worker_again_is_not_queued_again(killed):
+    study = make_study(killed, early_stopping=False)
+    fail_dead_trials(study)
+    again = study.ask()
+    again.set_user_attr("worker", DEAD)
+    assert fail_dead_trials(make_study(killed, early_stopping=False)) == [again.number]
+    assert TrialState.WAITING not in states(study)
+
+
+def test_live_workers_and_other_hosts_keep_their_trials(tmp_path):
+    study = make_study(tmp_path)
+    other = subprocess.Popen(["sleep", "60"])
+    try:
+        workers = [f"{socket.gethostname()}:{other.pid}", f"elsewhere:{2**22 + 7}", f"{socket.gethostname()}:1", DEAD]
+        for worker in workers:
+            study.ask().set_user_attr("worker", worker)
+        assert fail_dead_trials(study) == [3]
+        assert states(study)[:4] == [TrialState.RUNNING] * 3 + [TrialState.FAIL]
+        other.send_signal(signal.SIGTERM)
+        other.wait()
+        assert fail_dead_trials(study) == [0]
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_trials_carry_their_worker_and_config(tmp_path):
+    study = make_study(tmp_path)
+    work(study, 1)
+    attributes = study.get_trials()[0].user_attrs
+    assert attributes["worker"] == WORKER == f"{socket.gethostname()}:{os.getpid()}"
+    assert attributes["parameters"]["query_threshold"] == attributes["config"]["method"]["query_threshold"]
+    assert (attributes["retention"], attributes["kv_share"], attributes["samples"]) == (0.25, 0.3, 12)

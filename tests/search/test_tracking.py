@@ -1,0 +1,286 @@
+"""MLflow agrees with the study one to one, whatever happened to the server or to the worker."""
+
+import logging
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from optuna.trial import TrialState
+from requests.exceptions import ConnectionError as RequestsConnectionError
+from sqlalchemy.exc import OperationalError
+from stand_ins import StandIn, make_study, make_tracker, work
+
+import search.tracking
+from multimodal import FlowpruneError
+from search.study import fail_dead_trials
+from search.tracking import Tracker, connect, log_to_study
+
+METRICS = {"samples", "seconds", "retention", "kv_share", "flops_share"}
+FIGURE = {TrialState.COMPLETE: "discrepancy", TrialState.PRUNED: "discrepancy_when_stopped"}
+STATE = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped early", TrialState.FAIL: "fail"}
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch):
+    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
+        monkeypatch.delenv(name, raising=False)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+
+
+def client_of(folder: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{folder}/mlflow.db")
+
+
+def runs_of(folder: Path, kind: str, study: str = "s") -> list:
+    client = client_of(folder)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return list(client.search_runs(experiments, f"tags.kind = '{kind}' and tags.study = '{study}'"))
+
+
+def milliseconds(at) -> int:
+    return int(at.timestamp() * 1000)
+
+
+def check_agreement(folder: Path, study: optuna.Study, parent_status: str = "FINISHED") -> None:
+    """One run for the study, and for every trial that ended one run that says the same."""
+    [parent] = runs_of(folder, "study")
+    assert parent.info.status == parent_status and parent.info.run_id == study.user_attrs["mlflow_run"]
+    children = runs_of(folder, "trial")
+    assert {child.data.tags["mlflow.parentRunId"] for child in children} <= {parent.info.run_id}
+    assert {child.info.experiment_id for child in children} <= {parent.info.experiment_id}
+    trials = [trial for trial in study.get_trials() if trial.state.is_finished()]
+    assert Counter(child.data.tags["trial"] for child in children) == {str(trial.number): 1 for trial in trials}
+    by_trial = {int(child.data.tags["trial"]): child for child in children}
+    for trial in trials:
+        child, facts = by_trial[trial.number], trial.user_attrs
+        assert child.data.params == {name: str(value) for name, value in facts.get("parameters", {}).items()}
+        assert child.info.status == ("FAILED" if trial.state == TrialState.FAIL else "FINISHED")
+        assert child.data.tags["state"] == STATE[trial.state]
+        assert child.info.end_time == milliseconds(trial.datetime_complete)
+        assert abs(child.info.start_time - milliseconds(trial.datetime_start)) < 2000
+        metrics = child.data.metrics
+        if trial.state == TrialState.FAIL:
+            assert set(metrics) <= METRICS
+        else:
+            assert set(metrics) == METRICS | {FIGURE[trial.state]}
+        for name in ("samples", "retention", "kv_share", "flops_share"):
+            assert metrics.get(name) == facts.get(name)
+        seen = list(trial.intermediate_values.values())
+        if seen and trial.state != TrialState.FAIL:
+            expected = trial.value if trial.state == TrialState.COMPLETE else sum(seen) / len(seen)
+            assert metrics[FIGURE[trial.state]] == pytest.approx(expected)
+
+
+def mixed_search(study: optuna.Study, tracker: Tracker) -> None:
+    """Complete, stopped early, complete, failed."""
+    for weight in (0.3, -1.0, 0.3001, 0.5):
+        study.enqueue_trial({"entropy_weight": weight})
+
+    def fail(number: int) -> None:
+        if number == 3:
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        work(study, 9, StandIn(samples=16, during=fail), tracker)
+    assert {trial.state for trial in study.get_trials()} == {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
+
+
+def test_runs_agree_with_trials_and_sync_changes_nothing(folder):
+    study = make_study(folder)
+    tracker = make_tracker(folder, study)
+    mixed_search(study, tracker)
+    (folder / "a.txt").write_text("kept")
+    tracker.log_artifact(folder / "a.txt", "notes")
+    tracker.log_metrics({"discrepancy": 0.5})
+    tracker.close()
+    assert tracker.lost is None
+    check_agreement(folder, study)
+    [parent] = runs_of(folder, "study")
+    assert parent.data.params == {"retention": "0.25", "sampler": "random"}
+    assert parent.data.metrics == {"discrepancy": 0.5}
+    kept = client_of(folder).download_artifacts(parent.info.run_id, "notes/a.txt")
+    assert Path(kept).read_text() == "kept"
+
+    before = sorted(child.info.run_id for child in runs_of(folder, "trial"))
+    for _ in range(2):
+        tracker.sync()
+    again = make_tracker(folder, make_study(folder))
+    check_agreement(folder, study, "RUNNING")
+    again.close("FAILED")
+    check_agreement(folder, study, "FAILED")
+    assert sorted(child.info.run_id for child in runs_of(folder, "trial")) == before
+
+
+class Flaky:
+    """A client whose server is away while ``down``: calls are lost on the way there, or their answers on the way back.
+
+    Args:
+        client: the real one.
+        error: what the caller sees.
+        answers: whether it is the answers that get lost.
+        methods: names of the calls that fail; None: all.
+    """
+
+    def __init__(self, client: MlflowClient, error: Exception, answers: bool = False, methods: tuple | None = None):
+        self.client, self.error, self.answers, self.methods = client, error, answers, methods
+        self.down = False
+        self.lost_calls = 0
+
+    def __getattr__(self, name: str):
+        real = getattr(self.client, name)
+
+        def call(*args, **kwargs):
+            if not self.down or (self.methods and name not in self.methods):
+                return real(*args, **kwargs)
+            self.lost_calls += 1
+            if self.answers:
+                real(*args, **kwargs)
+            raise self.error
+
+        return call
+
+
+ERRORS = {
+    "mlflow": MlflowException("API request failed with exception: Max retries exceeded"),
+    "connection": RequestsConnectionError("connection refused"),
+    "os": OSError(101, "Network is unreachable"),
+    "database": OperationalError("INSERT", {}, Exception("database is locked")),
+}
+
+
+@pytest.mark.parametrize("pause", [0, 60])
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
+def test_a_server_lost_for_a_while_loses_nothing(error, pause, folder, monkeypatch):
+    monkeypatch.setattr(search.tracking, "PAUSE_SECONDS", pause)
+    study = make_study(folder)
+    flaky = Flaky(client_of(folder), error)
+    tracker = Tracker(flaky, study, "flowprune-tests", {}, folder / "artifacts")
+
+    def during(number: int) -> None:
+        time.sleep(0.15)  # let the tracker's thread come to this point
+        flaky.down = number in (1, 2)
+
+    work(study, 4, StandIn(during=during), tracker)
+    tracker.log_metrics({"discrepancy": 0.25})
+    tracker.close()
+    assert flaky.lost_calls and tracker.lost is None
+    assert len(study.get_trials()) == 4
+    check_agreement(folder, study)
+    assert runs_of(folder, "study")[0].data.metrics == {"discrepancy": 0.25}
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["calls", "answers"])
+@pytest.mark.parametrize("methods", [("create_run",), ("log_batch",), ("set_terminated",), None], ids=str)
+def test_a_server_lost_to_the_end_is_caught_up_by_the_next_run(methods, answers, folder, monkeypatch):
+    monkeypatch.setattr(search.tracking, "PAUSE_SECONDS", 0)
+    study = make_study(folder)
+    flaky = Flaky(client_of(folder), ERRORS["mlflow"], answers, methods)
+    tracker = Tracker(flaky, study, "flowprune-tests", {}, folder / "artifacts")
+    flaky.down = True
+    work(study, 3, StandIn(), tracker)
+    tracker.close()
+    assert flaky.lost_calls and (tracker.lost is None or "Max retries exceeded" in tracker.lost)
+    assert len(study.get_trials()) == 3
+
+    study = make_study(folder)
+    again = make_tracker(folder, study)
+    work(study, 4, tracker=again)
+    again.close()
+    check_agreement(folder, study)
+
+
+def test_a_lost_answer_makes_no_second_run(folder, monkeypatch):
+    monkeypatch.setattr(search.tracking, "PAUSE_SECONDS", 0)
+    study = make_study(folder)
+    flaky = Flaky(client_of(folder), ERRORS["connection"], answers=True, methods=("create_run",))
+    tracker = Tracker(flaky, study, "flowprune-tests", {}, folder / "artifacts")
+
+    def during(number: int) -> None:
+        time.sleep(0.15)
+        flaky.down = False
+
+    flaky.down = True
+    work(study, 3, StandIn(during=during), tracker)
+    tracker.close()
+    assert flaky.lost_calls
+    check_agreement(folder, study)
+
+
+@pytest.mark.parametrize("method", ["create_run", "get_run", "log_batch", "update_run", "search_runs"])
+def test_a_server_lost_at_the_start_is_one_sentence_and_no_second_parent(method, folder):
+    study = make_study(folder)
+    if method == "get_run":
+        make_tracker(folder, study).close()
+    flaky = Flaky(client_of(folder), ERRORS["mlflow"], methods=(method,))
+    flaky.down = True
+    with pytest.raises(FlowpruneError, match=r"MLflow did not take the search's run .*check tracking\.uri"):
+        Tracker(flaky, study, "flowprune-tests", {}, folder / "artifacts")
+    study = make_study(folder)
+    tracker = make_tracker(folder, study)
+    work(study, 2, tracker=tracker)
+    tracker.close()
+    check_agreement(folder, study)
+
+
+@pytest.mark.parametrize("how", ["other store", "deleted"])
+def test_a_study_whose_run_is_gone_is_logged_anew(how, folder, empty_store):
+    study = make_study(folder)
+    tracker = make_tracker(folder, study)
+    mixed_search(study, tracker)
+    tracker.close()
+    if how == "deleted":
+        for run in [*runs_of(folder, "study"), *runs_of(folder, "trial")]:
+            client_of(folder).delete_run(run.info.run_id)
+    else:
+        shutil.copy(empty_store, folder / "mlflow.db")
+        (folder / "mlflow.db-wal").unlink(missing_ok=True)
+    study = make_study(folder)
+    make_tracker(folder, study).close()
+    check_agreement(folder, study)
+
+
+def test_another_experiment_name_keeps_the_study_together(folder):
+    study = make_study(folder)
+    tracker = make_tracker(folder, study)
+    work(study, 2, tracker=tracker)
+    tracker.close()
+    again = Tracker(client_of(folder), study, "another name", {}, folder / "artifacts")
+    work(study, 3, tracker=again)
+    again.close()
+    check_agreement(folder, study)
+
+
+def test_no_run_stays_running_after_a_killed_worker_and_the_next_run(killed):
+    before = runs_of(killed, "trial")
+    assert [child.info.status for child in before if child.data.tags["trial"] == "2"] == ["RUNNING"]
+    study = make_study(killed, early_stopping=False)
+    assert fail_dead_trials(study) == [2]
+    tracker = make_tracker(killed, study)
+    assert "RUNNING" not in {child.info.status for child in runs_of(killed, "trial")}
+    work(study, 4, tracker=tracker)
+    tracker.close()
+    check_agreement(killed, study)
+
+
+def test_an_unreachable_server_is_said_quickly():
+    began = time.monotonic()
+    with pytest.raises(FlowpruneError, match=r"No MLflow tracking store answers at http://127\.0\.0\.1:9 .*: start it"):
+        connect("http://127.0.0.1:9")
+    assert time.monotonic() - began < 8
+
+
+def test_files_are_kept_with_a_studys_run(folder):
+    study = make_study(folder)
+    (folder / "pruning.json").write_text("{}")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    log_to_study(uri, study, [folder / "pruning.json"])  # no run yet: nothing to do
+    make_tracker(folder, study).close()
+    log_to_study(uri, study, [folder / "pruning.json"], "export")
+    [parent] = runs_of(folder, "study")
+    found = [file.path for file in client_of(folder).list_artifacts(parent.info.run_id, "export")]
+    assert found == ["export/pruning.json"]
