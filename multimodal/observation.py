@@ -50,22 +50,29 @@ class LayerAttention:
 
 @dataclass(frozen=True)
 class MeanAttention:
-    """The same layer's head-mean attention ``[tiles, tokens, tokens]``: what a search reads in every trial."""
+    """The same layer's head-mean attention: what a search reads in every trial.
+
+    Args:
+        weights: ``[tiles, tokens, tokens]``.
+        column_means: of the weights before rounding, so that query sets are those of a running model ``[tiles, tokens]``.
+    """
 
     weights: Tensor
+    column_means: Tensor
 
     @classmethod
     def of(cls, seen: LayerAttention, dtype: torch.dtype) -> "MeanAttention":
-        """Compute it."""
-        return cls(mean_attention(seen.queries, seen.keys, seen.scaling).to(dtype))
+        """Compute it, the weights rounded to ``dtype``."""
+        weights = mean_attention(seen.queries, seen.keys, seen.scaling)
+        return cls(weights.to(dtype), seen.received())
 
     def received(self) -> Tensor:
         """As of :class:`LayerAttention`."""
-        return self.weights.float().mean(-2)
+        return self.column_means
 
     def context_relevance(self, threshold: float) -> Tensor:
         """As of :class:`LayerAttention`."""
-        rows = query_set(self.received(), threshold).to(self.weights.dtype)
+        rows = query_set(self.column_means, threshold).to(self.weights.dtype)
         return (rows.unsqueeze(-2) @ self.weights).squeeze(-2).float()
 
 

@@ -59,9 +59,11 @@ class CalibrationSample:
             FlowpruneError: the disk is full or cannot be written.
         """
         tensors = {name: getattr(self, name) for name in TENSORS}
-        tensors |= {f"attention.{layer}": seen.weights for layer, seen in self.attention.items()}
+        for layer, seen in self.attention.items():
+            tensors |= {f"weights.{layer}": seen.weights, f"column_means.{layer}": seen.column_means}
         metadata = {
             "layouts": json.dumps([asdict(layout) for layout in self.layouts]),
+            "vision_layers": json.dumps(list(self.attention)),
             "class_tokens": str(self.class_tokens),
         }
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -83,9 +85,12 @@ class CalibrationSample:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         return cls(
-            **{name: tensors.pop(name) for name in TENSORS},
+            **{name: tensors[name] for name in TENSORS},
             layouts=[_layout(data) for data in json.loads(metadata["layouts"])],
-            attention={int(name.removeprefix("attention.")): MeanAttention(t) for name, t in tensors.items()},
+            attention={
+                layer: MeanAttention(tensors[f"weights.{layer}"], tensors[f"column_means.{layer}"])
+                for layer in json.loads(metadata["vision_layers"])
+            },
             class_tokens=int(metadata["class_tokens"]),
         )
 

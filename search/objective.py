@@ -125,7 +125,10 @@ def _batch(family: Family, samples: Sequence[CalibrationSample]) -> Batch:
 def _joined(samples: Sequence[CalibrationSample], device: torch.device) -> VisionObservation:
     """What the vision tower showed of a batch's tiles, in order."""
     layers = {
-        layer: MeanAttention(torch.cat([sample.attention[layer].weights for sample in samples]).to(device))
+        layer: MeanAttention(
+            torch.cat([sample.attention[layer].weights for sample in samples]).to(device),
+            torch.cat([sample.attention[layer].column_means for sample in samples]).to(device),
+        )
         for layer in samples[0].attention
     }
     entropy = torch.cat([sample.entropy for sample in samples]).to(device)
