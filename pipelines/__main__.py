@@ -15,7 +15,7 @@ from multimodal import FlowpruneError
 from pipelines.console import console
 from pipelines.settings import check_settings, register_resolvers
 
-USER_ERROR = 2
+USER_ERROR, CRASH = 2, 70
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
@@ -34,6 +34,9 @@ def app(cfg: DictConfig) -> None:
     except KeyboardInterrupt:
         console.print("[yellow]interrupted: what is finished is kept, the same command goes on.[/]")
         sys.exit(130)
+    except Exception:
+        console.print_exception()
+        sys.exit(CRASH)  # Hydra's own code would be that of a bad override
 
 
 def quieten_libraries() -> None:

@@ -5,9 +5,8 @@ from typing import Any
 
 import matplotlib
 import optuna
-from optuna.trial import TrialState
 
-from search.tracking import trial_metrics
+from search.study import done_trials, stopped_early
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -22,18 +21,19 @@ def plot_search(study: optuna.Study, path: Path) -> None:
         study: with at least one complete trial.
         path: of the PNG.
     """
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    stopped = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+    done = done_trials(study)
+    complete = [trial for trial in done if not stopped_early(trial)]
+    stopped = [trial for trial in done if stopped_early(trial)]
     figure, (history, schedules) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
 
     history.scatter([t.number for t in complete], [t.value for t in complete], color=BLUE, s=16, label="complete")
     history.scatter(
         [t.number for t in stopped],
-        [trial_metrics(t)["discrepancy_when_stopped"] for t in stopped],
+        [t.value for t in stopped],
         color=GREY,
         s=12,
         marker="x",
-        label="stopped early",
+        label="stopped early (estimated)",
     )
     best, so_far = float("inf"), []
     for trial in complete:

@@ -8,7 +8,7 @@ from pathlib import Path
 import optuna
 import torch
 import transformers
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from rich.markup import escape
 
 from multimodal import FlowpruneError, PruningConfig
@@ -25,12 +25,15 @@ from search.budget import check_reachable
 from search.objective import Objective
 from search.space import Space
 from search.study import (
+    best_trial,
     done_trials,
     fail_dead_trials,
     interruptible,
     open_study,
+    outcome,
     run_worker,
     sqlite_storage,
+    stopped_early,
 )
 from search.tracking import Tracker, connect, trial_metrics
 
@@ -95,7 +98,7 @@ def run(settings: Settings) -> SearchResult:
         result = _write(settings, study, objective, calibration.data_digest)
         for path in sorted(Path(settings.output).glob("*.*")):
             tracker.log_artifact(path)
-        tracker.log_metrics(trial_metrics(study.best_trial))
+        tracker.log_metrics(trial_metrics(best_trial(study)))
         status = "FINISHED"
     finally:
         tracker.close(status)
@@ -104,7 +107,7 @@ def run(settings: Settings) -> SearchResult:
                 f"[yellow]MLflow at {settings.tracking.uri} was lost ({escape(tracker.lost)}); trials are safe in "
                 f"{settings.storage.path} and will be logged by the next run of this study.[/]"
             )
-    best = study.best_trial
+    best = best_trial(study)
     console.print(f"best of {len(done_trials(study))} trials: discrepancy {best.value:.4f} (trial {best.number})")
     return result
 
@@ -139,7 +142,7 @@ def _run_trials(settings: Settings, study: optuna.Study, space: Space, objective
         def on_end(trial: FrozenTrial) -> None:
             tracker.end_trial(trial)
             done = done_trials(study)
-            complete = [t.value for t in done if t.state == TrialState.COMPLETE and t.value is not None]
+            complete = [t.value for t in done if not stopped_early(t) and t.value is not None]
             best = f", best {min(complete):.4f}" if complete else ""
             description = f"searching ({len(done) - len(complete)} stopped early{best})"
             progress.update(task, completed=len(done), description=description)
@@ -151,7 +154,7 @@ def _run_trials(settings: Settings, study: optuna.Study, space: Space, objective
 
 def _write(settings: Settings, study: optuna.Study, objective: Objective, data_digest: str) -> SearchResult:
     """Write the tuned config, the table of trials and the pictures of the search."""
-    best = study.best_trial
+    best = best_trial(study)
     assert best.value is not None
     found = PruningConfig(**best.user_attrs["config"])
     opened = open_model(settings.model)
@@ -182,7 +185,7 @@ def _write_trials(study: optuna.Study, path: Path) -> None:
     rows = []
     for trial in study.get_trials(deepcopy=False):
         if trial.state.is_finished():
-            facts = {"trial": trial.number, "state": trial.state.name.lower(), **trial_metrics(trial)}
+            facts = {"trial": trial.number, "state": outcome(trial), **trial_metrics(trial)}
             rows.append(facts | trial.user_attrs.get("parameters", {}))
     columns = list(dict.fromkeys(column for row in rows for column in row))
     with path.open("w", newline="", encoding="utf-8") as file:

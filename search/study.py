@@ -19,7 +19,6 @@ from multimodal import FlowpruneError
 from search.objective import Objective
 from search.space import Space, flat_parameters
 
-DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 WORKER = f"{socket.gethostname()}:{os.getpid()}"
 
 
@@ -140,8 +139,30 @@ def _alive(process: int) -> bool:
 
 
 def done_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Complete and early-stopped trials."""
-    return study.get_trials(deepcopy=False, states=DONE)
+    """Trials that count towards the target, early-stopped ones among them."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def stopped_early(trial: FrozenTrial) -> bool:
+    """Whether a trial was clearly worse and saw only a part of the samples; its value is an estimate then."""
+    return bool(trial.user_attrs.get("stopped_early", False))
+
+
+def outcome(trial: FrozenTrial) -> str:
+    """How a trial ended, in words: ``complete``, ``stopped early`` or ``fail``."""
+    return "stopped early" if stopped_early(trial) else trial.state.name.lower()
+
+
+def best_trial(study: optuna.Study) -> FrozenTrial:
+    """The trial of least discrepancy among those that saw every sample.
+
+    Raises:
+        FlowpruneError: there is none.
+    """
+    whole = [trial for trial in done_trials(study) if not stopped_early(trial)]
+    if not whole:
+        raise FlowpruneError(f"Study {study.study_name!r} has no finished trial: run stages=[search] again.")
+    return min(whole, key=lambda trial: trial.value or 0.0)
 
 
 def run_worker(
@@ -180,10 +201,13 @@ def run_worker(
                 trial.report(value, step)
             reported = len(discrepancies)
             if reported < objective.samples and trial.should_prune():
-                note(trial, samples=reported)
-                raise optuna.TrialPruned(f"clearly worse after {reported} samples")
+                raise _ClearlyWorse(discrepancies)
 
-        discrepancies = objective.evaluate(config, after_batch)
+        try:
+            discrepancies = objective.evaluate(config, after_batch)
+        except _ClearlyWorse as stop:
+            note(trial, samples=reported, stopped_early=True)
+            return _estimate(study, stop.discrepancies)
         note(trial, samples=reported)
         discrepancy = sum(discrepancies) / len(discrepancies)
         if not math.isfinite(discrepancy):
@@ -200,6 +224,26 @@ def run_worker(
 
     if len(done_trials(study)) < trials:
         study.optimize(evaluate, callbacks=[stop_at_target])
+
+
+class _ClearlyWorse(Exception):
+    """Ends a trial's evaluation early."""
+
+    def __init__(self, discrepancies: list[float]) -> None:
+        super().__init__()
+        self.discrepancies = discrepancies
+
+
+def _estimate(study: optuna.Study, discrepancies: list[float]) -> float:
+    """An early-stopped trial's discrepancy: the best trial's, plus how much worse it was on the samples both saw.
+
+    Optuna hides pruned trials from samplers such as GPSampler, which would learn nothing from most of a search; so
+    the trial completes with an estimate, as Optuna's documentation of WilcoxonPruner advises. It is never the best.
+    """
+    best = best_trial(study)
+    assert best.value is not None
+    worse = [value - best.intermediate_values[step] for step, value in enumerate(discrepancies)]
+    return max(best.value + sum(worse) / len(worse), math.nextafter(best.value, math.inf))
 
 
 def note(trial: optuna.Trial, **attributes: Any) -> None:

@@ -25,8 +25,9 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from multimodal import FlowpruneError
+from search.study import outcome, stopped_early
 
-STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "FINISHED", TrialState.FAIL: "FAILED"}
+STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.FAIL: "FAILED"}
 PAUSE_SECONDS = 30  # between tries at a store that was lost
 LOST = (MlflowException, OSError, SQLAlchemyError)
 
@@ -210,19 +211,15 @@ class Tracker:
         run_id = self._create_child(trial.number, began)
         metrics = [Metric(name, value, ended, 0) for name, value in trial_metrics(trial).items()]
         params = [Param(name, str(value)) for name, value in trial.user_attrs.get("parameters", {}).items()]
-        state = {TrialState.PRUNED: "stopped early"}.get(trial.state, trial.state.name.lower())
-        self._client.log_batch(run_id, metrics=metrics, params=params, tags=[RunTag("state", state)])
+        self._client.log_batch(run_id, metrics=metrics, params=params, tags=[RunTag("state", outcome(trial))])
         self._client.set_terminated(run_id, STATUS[trial.state], ended)
 
 
 def trial_metrics(trial: FrozenTrial) -> dict[str, float]:
-    """A trial's few figures; an early-stopped one's discrepancy, over the samples it saw, has a name of its own."""
-    seen = list(trial.intermediate_values.values())
+    """A trial's few figures; an early-stopped one's discrepancy is an estimate and has a name of its own."""
     metrics: dict[str, float] = {}
     if trial.state == TrialState.COMPLETE and trial.value is not None:
-        metrics["discrepancy"] = trial.value
-    elif seen:
-        metrics["discrepancy_when_stopped"] = sum(seen) / len(seen)
+        metrics["discrepancy_estimated" if stopped_early(trial) else "discrepancy"] = trial.value
     if trial.duration is not None:
         metrics["seconds"] = trial.duration.total_seconds()
     names = ("samples", "retention", "kv_share", "flops_share")

@@ -17,12 +17,11 @@ from stand_ins import StandIn, make_study, make_tracker, work
 
 import search.tracking
 from multimodal import FlowpruneError
-from search.study import fail_dead_trials
+from search.study import fail_dead_trials, stopped_early
 from search.tracking import Tracker, connect, log_to_study
 
 METRICS = {"samples", "seconds", "retention", "kv_share", "flops_share"}
-FIGURE = {TrialState.COMPLETE: "discrepancy", TrialState.PRUNED: "discrepancy_when_stopped"}
-STATE = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped early", TrialState.FAIL: "fail"}
+STATE = {TrialState.COMPLETE: "complete", TrialState.FAIL: "fail"}
 
 
 @pytest.fixture(autouse=True)
@@ -60,20 +59,18 @@ def check_agreement(folder: Path, study: optuna.Study, parent_status: str = "FIN
         child, facts = by_trial[trial.number], trial.user_attrs
         assert child.data.params == {name: str(value) for name, value in facts.get("parameters", {}).items()}
         assert child.info.status == ("FAILED" if trial.state == TrialState.FAIL else "FINISHED")
-        assert child.data.tags["state"] == STATE[trial.state]
+        assert child.data.tags["state"] == ("stopped early" if stopped_early(trial) else STATE[trial.state])
         assert child.info.end_time == milliseconds(trial.datetime_complete)
         assert abs(child.info.start_time - milliseconds(trial.datetime_start)) < 2000
         metrics = child.data.metrics
         if trial.state == TrialState.FAIL:
             assert set(metrics) <= METRICS
         else:
-            assert set(metrics) == METRICS | {FIGURE[trial.state]}
+            figure = "discrepancy_estimated" if stopped_early(trial) else "discrepancy"
+            assert set(metrics) == METRICS | {figure}
+            assert metrics[figure] == pytest.approx(trial.value)
         for name in ("samples", "retention", "kv_share", "flops_share"):
             assert metrics.get(name) == facts.get(name)
-        seen = list(trial.intermediate_values.values())
-        if seen and trial.state != TrialState.FAIL:
-            expected = trial.value if trial.state == TrialState.COMPLETE else sum(seen) / len(seen)
-            assert metrics[FIGURE[trial.state]] == pytest.approx(expected)
 
 
 def mixed_search(study: optuna.Study, tracker: Tracker) -> None:
@@ -87,7 +84,11 @@ def mixed_search(study: optuna.Study, tracker: Tracker) -> None:
 
     with pytest.raises(RuntimeError, match="out of memory"):
         work(study, 9, StandIn(samples=16, during=fail), tracker)
-    assert {trial.state for trial in study.get_trials()} == {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
+    assert {(trial.state, stopped_early(trial)) for trial in study.get_trials()} == {
+        (TrialState.COMPLETE, False),
+        (TrialState.COMPLETE, True),
+        (TrialState.FAIL, False),
+    }
 
 
 def test_runs_agree_with_trials_and_sync_changes_nothing(folder):
