@@ -54,7 +54,7 @@ class MeanAttention:
 
     Args:
         weights: ``[tiles, tokens, tokens]``.
-        column_means: of the weights before rounding, so that query sets are those of a running model ``[tiles, tokens]``.
+        column_means: before rounding, so that query sets are exactly a running model's ``[tiles, tokens]``.
     """
 
     weights: Tensor

@@ -16,7 +16,8 @@ from multimodal.errors import FlowpruneError
 from multimodal.families import Family, family_of
 from multimodal.layout import Layout
 from multimodal.observation import VisionObservation
-from multimodal.pruned_prompt import Prompt, PrunedPrompt, importance_maps, locate_images
+from multimodal.prompt import Prompt, importance_maps, locate_images
+from multimodal.pruned_prompt import PrunedPrompt
 from multimodal.vision import watch_vision
 
 _in_use: WeakSet[nn.Module] = WeakSet()
@@ -125,6 +126,8 @@ class Pruner:
         self._is_visual = input_ids == self.family.image_token_id
 
     def _enter_text_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # transformers 5.0 counts the unpruned sequence here; without it, the text model counts what is cached
+        kwargs = {key: value for key, value in kwargs.items() if key != "cache_position"}
         cache = kwargs.get(self.family.cache_name)
         if self._is_visual is not None and self._pending is None:
             self._pending = locate_images(self._is_visual, *self._encoded)

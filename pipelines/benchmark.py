@@ -18,7 +18,8 @@ from multimodal.costs import estimate
 from multimodal.families import Family, family_of
 from multimodal.importance import patch_entropy
 from multimodal.observation import VisionObservation, unnormalised
-from multimodal.pruned_prompt import PrunedPrompt, importance_maps
+from multimodal.prompt import importance_maps
+from multimodal.pruned_prompt import PrunedPrompt
 from multimodal.pruner import Pruner
 from multimodal.vision import Normalisation, watch_vision
 from pipelines.console import console

@@ -12,7 +12,7 @@ from multimodal import PruningConfig, prune
 from multimodal.costs import kept_counts
 from multimodal.layout import Layout
 from multimodal.methods import VisualTokens
-from multimodal.pruned_prompt import importance_maps
+from multimodal.prompt import importance_maps
 from multimodal.recycling import cell_ids
 from pipelines.data import Sample
 from pipelines.opened import OpenedModel

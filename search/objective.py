@@ -16,7 +16,7 @@ from multimodal.costs import shares
 from multimodal.families import Family
 from multimodal.layout import Layout
 from multimodal.observation import MeanAttention, VisionObservation
-from multimodal.pruned_prompt import Prompt, importance_maps, locate_images
+from multimodal.prompt import Prompt, importance_maps, locate_images
 from multimodal.pruner import Pruner
 from search.calibration import CalibrationSample
 

@@ -13,6 +13,7 @@ from multimodal import PruningConfig, load_model, prune
 from pipelines.data import Sample
 from pipelines.data.folder import write_folder
 from pipelines.data.scenes import scenes
+from search.study import best_trial, outcome
 
 SMOKE = ("experiment=smoke", "search.batch_size=3", "budget.retention=0.2")
 CONTENDERS = {"unpruned", "tuned", "untuned", "uniform", "random"}
