@@ -87,7 +87,7 @@ def build_random(settings: ModelSettings) -> PreTrainedModel:
     Raises:
         FlowpruneError: no architecture is named, or it is not supported.
     """
-    architecture = dict(settings.architecture)
+    architecture = dict(settings.architecture or {})
     model_type = architecture.pop("model_type", None)
     if model_type is None:
         raise FlowpruneError(f"model {settings.name} names no architecture: set model.architecture.model_type.")

@@ -29,7 +29,7 @@ class ModelSettings(_Group):
     attention: str
     weights: Literal["pretrained", "random"]
     trust_remote_code: bool
-    architecture: dict[str, Any]
+    architecture: dict[str, Any] | None
 
 
 class Columns(_Group):

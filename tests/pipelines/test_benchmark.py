@@ -1,0 +1,68 @@
+"""The benchmark stage: it measures what it says; no test asserts seconds."""
+
+import json
+
+import pytest
+
+from pipelines.timing import Stopwatch
+
+PARTS = ("prefill", "decoding step")
+FEW = ("stages=[benchmark]", "benchmark.repeats=1", "benchmark.samples=2", "data.heldout=2", "budget.retention=0.2")
+SMALL_TOWER = (
+    "{model_type:siglip_vision_model,hidden_size:32,intermediate_size:48,num_hidden_layers:3,num_attention_heads:2,"
+    "image_size:56,patch_size:14}"
+)
+SMALL_TEXT = (
+    "{model_type:qwen2,hidden_size:32,intermediate_size:48,num_hidden_layers:5,num_attention_heads:4,"
+    "num_key_value_heads:2,vocab_size:99}"
+)
+
+
+def check_report(folder) -> dict:
+    report = json.loads((folder / "run" / "benchmark.json").read_text())
+    for part in PARTS:
+        assert report[f"unpruned {part}"] > 0 and report[f"pruned {part}"] > 0
+    assert report["vision tower"] > 0 and report["map, selection, recycling"] > 0
+    assert set(report["trial"]) == {"pruned prefill", "ours", "released way"} and min(report["trial"].values()) > 0
+    return report
+
+
+def test_a_real_model_without_a_search_measures_the_untuned_values(flowprune, tmp_path):
+    code, printed = flowprune(*FEW)
+    assert code == 0, printed
+    check_report(tmp_path)
+    assert "untuned values" in printed and "bound" in printed
+
+
+@pytest.mark.parametrize("model_type", ["llava", "llava_onevision"])
+def test_random_weights_of_a_named_architecture(model_type, flowprune, tmp_path):
+    parts = [
+        f"model_type:{model_type}",
+        "image_token_id:7",
+        f"text_config:{SMALL_TEXT}",
+        f"vision_config:{SMALL_TOWER}",
+    ]
+    parts += ["vision_feature_layer:-1", "vision_feature_select_strategy:full"]
+    parts += ["image_grid_pinpoints:[[112,112]]"] * (model_type == "llava_onevision")
+    architecture = "model.architecture={" + ",".join(parts) + "}"
+    code, printed = flowprune(*FEW, "model.weights=random", "model.device=cpu", architecture)
+    assert code == 0, printed
+    check_report(tmp_path)
+
+
+def test_random_weights_need_an_architecture(flowprune):
+    code, printed = flowprune(*FEW, "model.weights=random")
+    assert code == 2 and "model.architecture.model_type" in printed
+    code, printed = flowprune("stages=[search]", "model.weights=random")
+    assert code == 2 and "set it to pretrained" in " ".join(printed.split())
+
+
+def test_the_first_round_is_a_warm_up(monkeypatch):
+    import torch
+
+    times = iter([0, 9, 10, 12, 20, 23, 30, 34])
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    watch = Stopwatch(torch.device("cpu"))
+    for _ in range(4):
+        watch.time("work", lambda: None)
+    assert watch.medians() == {"work": 3}
