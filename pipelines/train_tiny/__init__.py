@@ -1,0 +1,1 @@
+"""Trains the small LLaVA that ships in ``multimodal/tiny``, stage by stage."""

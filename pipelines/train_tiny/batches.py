@@ -1,0 +1,29 @@
+"""The scenes and questions of one training step, fixed by the step alone."""
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from pipelines.data.scenes import KINDS, Question, Scene, ask, describe, scene_rng
+
+
+def scenes_at(step: int, options: DictConfig) -> list[Scene]:
+    """The ``batch`` scenes of a step."""
+    return [describe(scene_rng("train", index), options.letters) for index in _indices(step, options)]
+
+
+def questions_at(
+    step: int, options: DictConfig, kinds: Sequence[str] = KINDS, times: int = 1
+) -> tuple[list[Scene], list[list[Question]]]:
+    """The ``batch`` scenes of a step, each with ``times`` questions of every kind."""
+    scenes, questions = [], []
+    for index in _indices(step, options):
+        rng = scene_rng("train", index)
+        scenes.append(describe(rng, options.letters))
+        questions.append([ask(scenes[-1], kind, rng) for kind in kinds for _ in range(times)])
+    return scenes, questions
+
+
+def _indices(step: int, options: DictConfig) -> range:
+    first = options.first_scene + step * options.batch
+    return range(first, first + options.batch)

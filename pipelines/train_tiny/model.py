@@ -1,0 +1,103 @@
+"""The untrained model and its processor: what is learnt and from which scenes is none of its business."""
+
+import torch
+from omegaconf import DictConfig
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from torch import nn
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    GenerationConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2Model,
+)
+
+from pipelines.data.scenes import COLOURS, COLUMNS, DIGITS, GREY, LETTERS, OUTLINES, ROWS, SIZE
+
+PAD, UNKNOWN, END, IMAGE = SPECIALS = ("<pad>", "<unk>", "</s>", "<image>")
+BACKGROUND = "background"
+SENTENCES = "user assistant : ? . what colour is the shape digit digits on how many are there a where yes no"
+WORDS = (*SENTENCES.split(), BACKGROUND, GREY, *COLOURS, *OUTLINES, *DIGITS, *LETTERS, *ROWS, *COLUMNS)
+VOCABULARY = {word: index for index, word in enumerate((*SPECIALS, *WORDS))}
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "{% endif %}"
+    "{{ ' ' if message['role'] == 'user' else '</s>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def build_model(options: DictConfig, seed: int) -> LlavaForConditionalGeneration:
+    """A randomly initialised LLaVA: CLIP tower with CLS, two-layer projector, Qwen2 decoder with tied embeddings."""
+    torch.manual_seed(seed)
+    vision = CLIPVisionConfig(image_size=SIZE, **options.vision)
+    text = Qwen2Config(
+        vocab_size=len(VOCABULARY),
+        pad_token_id=VOCABULARY[PAD],
+        bos_token_id=None,
+        eos_token_id=VOCABULARY[END],
+        tie_word_embeddings=True,
+        **options.text,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=VOCABULARY[IMAGE],
+        image_seq_length=(SIZE // vision.patch_size) ** 2,
+        tie_word_embeddings=True,
+    )
+    model = LlavaForConditionalGeneration._from_config(config, attn_implementation=options.attention)
+    _initialise_decoder(model.model.language_model, options.decoder_std, options.embedding_std)
+    model.generation_config = GenerationConfig(
+        do_sample=False, max_new_tokens=8, eos_token_id=VOCABULARY[END], pad_token_id=VOCABULARY[PAD]
+    )
+    return model
+
+
+def _initialise_decoder(decoder: Qwen2Model, std: float, embedding_std: float) -> None:
+    """Larger weights than transformers' .02, with which a decoder this narrow hardly learns to look words up."""
+    for parameter in decoder.layers.parameters():
+        if parameter.dim() == 2:
+            nn.init.normal_(parameter, std=std)
+    nn.init.normal_(decoder.embed_tokens.weight, std=embedding_std)
+
+
+def build_processor(options: DictConfig) -> LlavaProcessor:
+    """Word-level tokenizer (lower case, unknown words become ``<unk>``) and an image processor that never crops."""
+    words = Tokenizer(models.WordLevel(VOCABULARY, unk_token=UNKNOWN))
+    words.normalizer = normalizers.Lowercase()
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        eos_token=END,
+        additional_special_tokens=[IMAGE],
+        padding_side="left",
+        model_max_length=options.text.max_position_embeddings,
+    )
+    image_processor = CLIPImageProcessorPil(
+        size={"height": SIZE, "width": SIZE},
+        do_center_crop=False,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    return LlavaProcessor(
+        image_processor,
+        tokenizer,
+        patch_size=options.vision.patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+        image_token=IMAGE,
+    )
