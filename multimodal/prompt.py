@@ -63,8 +63,13 @@ def locate_images(is_visual: Tensor, layouts: Sequence[Layout], maps: Sequence[T
             f"{sum(sizes)} visual tokens: build the inputs with the model's own processor."
         )
     rows, places = is_visual[::copies].nonzero(as_tuple=True)
-    first = [int(rows[sum(sizes[:image])]) for image in range(len(sizes))]
-    images = list(zip(range(len(layouts)), first, places.split(sizes), strict=True))
+    owners = rows.split(sizes)
+    if any(own[0] != own[-1] for own in owners):
+        raise FlowpruneError(
+            "An image's placeholders lie in two prompts: pass images in the order of their placeholders, and with this "
+            "transformers copy (num_beams, num_return_sequences) only prompts of one image."
+        )
+    images = list(zip(range(len(layouts)), (int(own[0]) for own in owners), places.split(sizes), strict=True))
     expanded = [
         (image, row * copies + copy, at)
         for row in range(len(is_visual) // copies)

@@ -83,6 +83,11 @@ class PrunedPrompt:
         self._first_length, self._new = embeds.shape[1], 0
         return embeds, position_ids, self._first_mask(stage, embeds)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of the unpruned sequence that have been read."""
+        return self._valid.shape[1] + self._new
+
     def resume(self, embeds: Tensor, position_ids: Tensor | None, cached: int) -> tuple[Tensor, Tensor | None]:
         """Position ids and attention mask of new tokens ``[B, Q, C]`` when the first layer has cached ``cached``."""
         if cached < self._first_length:
@@ -98,6 +103,10 @@ class PrunedPrompt:
         if not stage.padded and stage.bias is None:
             return position_ids, None
         return position_ids, self._first_mask(stage, embeds)
+
+    def cached(self, layer: int, tokens: int) -> int:
+        """Tokens in a layer's cache once ``tokens`` of the unpruned sequence, all images among them, have been read."""
+        return tokens - self._valid.shape[1] + self.stages[self._begun(layer)].index.shape[1]
 
     def _forget(self, tokens: int) -> None:
         """Cut the prompt's last tokens: guesses, read along with it, that assisted decoding has rejected."""
@@ -120,7 +129,7 @@ class PrunedPrompt:
         Returns:
             Hidden states and the keyword arguments that replace the given ones.
         """
-        begun = max(start for start in self.stages if start <= layer)
+        begun = self._begun(layer)
         if layer in self._steps and layer > 0 and layer not in self.stages:
             hidden, self.stages[layer] = self._step(layer, self.stages[begun], hidden)
             begun = layer
@@ -132,6 +141,10 @@ class PrunedPrompt:
         if memo is None or memo[0] != key:
             memo = self._memo[begun] = (key, self._cut(stage, hidden, inputs))
         return hidden, memo[1]
+
+    def _begun(self, layer: int) -> int:
+        """The layer at which the stage of this one begins."""
+        return max(start for start in self.stages if start <= layer)
 
     def end_forward(self) -> None:
         """Forget what only the layers of one forward share."""

@@ -140,6 +140,7 @@ class Pruner:
         self._active = known
         embeds = kwargs.get("inputs_embeds")
         new = kwargs["input_ids"] if embeds is None else embeds
+        _drop_rejected(known, cache, kwargs.get("attention_mask"), new.shape[1])
         position_ids, mask = known.resume(new, kwargs.get("position_ids"), cache.get_seq_length())
         return args, kwargs | {"position_ids": position_ids, "attention_mask": mask}
 
@@ -182,6 +183,22 @@ class Pruner:
             return None
         hidden, changed = self._active.enter_layer(number, args[0], kwargs)
         return (hidden, *args[1:]), kwargs | changed
+
+
+def _drop_rejected(pruned: PrunedPrompt, cache: Cache, mask: Any, queries: int) -> None:
+    """Cut guesses that assisted decoding has rejected and transformers has left in the cache.
+
+    Older versions (5.0, 5.5) crop to a length of the unpruned sequence, which layers that have lost tokens do not
+    reach. A mask over the unpruned sequence, as generate() passes it, tells how much of it is meant to be cached.
+    """
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or (tokens := mask.shape[1] - queries) >= pruned.tokens:
+        return
+    if tokens == cache.get_seq_length() > pruned.cached(0, tokens):
+        return  # a mask over what is cached
+    layers: list[Any] = cache.layers
+    for number, layer in enumerate(layers):
+        if (rejected := layer.get_seq_length() - pruned.cached(number, tokens)) > 0:
+            layer.crop(-rejected)
 
 
 def check_fits(family: Family, config: PruningConfig) -> None:

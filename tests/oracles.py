@@ -113,7 +113,7 @@ def vision_layer(model: PreTrainedModel) -> nn.Module:
     depth = model.config.vision_config.num_hidden_layers
     number = depth + feature if feature < 0 else feature - 1
     stack = next(m for m in model.model.vision_tower.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
-    return next(m for m in stack[number].modules() if hasattr(m, "q_proj"))
+    return next(m for m in stack[number].modules() if hasattr(m, "q_proj") or hasattr(m, "query"))
 
 
 def full_attention(queries: np.ndarray, keys: np.ndarray, scaling: float) -> np.ndarray:
@@ -153,11 +153,10 @@ def vision_maps(model: PreTrainedModel, inputs: dict, threshold: float, weight: 
     seen: dict[str, Tensor] = {}
     pixels: list[Tensor] = []
     module = vision_layer(model)
+    names = {"q": "q_proj", "k": "k_proj"} if hasattr(module, "q_proj") else {"q": "query", "k": "key"}
     handles = [
-        getattr(module, f"{which}_proj").register_forward_hook(
-            lambda _, __, out, which=which: seen.update({which: out})
-        )
-        for which in "qk"
+        getattr(module, name).register_forward_hook(lambda _, __, out, which=which: seen.update({which: out}))
+        for which, name in names.items()
     ]
     handles.append(
         model.model.vision_tower.register_forward_pre_hook(

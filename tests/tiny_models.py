@@ -1,5 +1,6 @@
 """Tiny random models of every family, built from transformers' configs, and inputs for them. No network, no GPU."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,10 @@ from transformers import (
     CLIPVisionConfig,
     Dinov2Config,
     LlamaConfig,
+    LlamaModel,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaModel,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     PreTrainedModel,
@@ -25,6 +28,11 @@ from transformers.modeling_flash_attention_utils import _is_packed_sequence
 
 IMAGE_TOKEN = 7
 LAYERS = 5
+# what this version of transformers calls a cache, as an argument and in outputs
+CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
+# whether generate() encodes images before it copies and chunks prompts; if not, it mixes up the images of copied
+# prompts that have several, and reads no image in chunks
+ENCODES_FIRST = "mm_encoder_outputs" in inspect.signature(LlavaModel.forward).parameters
 
 _text = {
     "vocab_size": 60,

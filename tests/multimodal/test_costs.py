@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import config, tiny
-from tiny_models import BUILDERS, LAYERS, batch, sample
+from tiny_models import BUILDERS, CACHE, LAYERS, batch, sample
 from torch import nn
 from transformers import Qwen2Config
+from transformers.utils import ModelOutput
 
 from multimodal import PruningStep, costs, prune
 from multimodal.families import family_of
@@ -147,8 +148,8 @@ def test_the_real_cache_is_as_large(name: str, fields: dict) -> None:
     inputs = sample(model, images=2)
     chosen = config(**fields)
 
-    def size(output: object) -> int:
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in output.cache.layers)
+    def size(output: ModelOutput) -> int:
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in output[CACHE].layers)
 
     layouts = family_of(model).layouts(inputs)
     text_tokens = inputs["input_ids"].shape[1] - sum(layout.visual_tokens for layout in layouts)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from oracles import MEAN, STD, config, grid_places, tiny, tokens_of, vision_layer
-from tiny_models import BUILDERS, IMAGE_TOKEN, LAYERS, build, sample
+from tiny_models import BUILDERS, CACHE, IMAGE_TOKEN, LAYERS, build, sample
+from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from multimodal import FlowpruneError, prune
@@ -163,7 +164,7 @@ def test_parts(name: str) -> None:
     assert family.text_model is model.model.language_model
     assert len(family.text_layers) == LAYERS
     assert family.vision_tower is model.model.vision_tower
-    assert (family.patch_size, family.image_token_id) == (4, IMAGE_TOKEN)
+    assert (family.patch_size, family.image_token_id, family.cache_name) == (4, IMAGE_TOKEN, CACHE)
     assert vision_layer(model) in set(family.vision_layer(-1).modules())
     layers = [family.vision_layer(-number) for number in range(1, 4)]
     assert len(set(layers)) == 3
@@ -174,7 +175,7 @@ def test_parts(name: str) -> None:
 
 def test_several_feature_layers_count_from_the_deepest() -> None:
     model = build("llava_siglip")
-    stack = model.model.vision_tower.encoder.layers
+    stack = next(module for module in model.model.vision_tower.modules() if isinstance(module, nn.ModuleList))
     model.config.vision_feature_layer = [-3, 1]  # states 2 and 1 of 0 .. 4
     assert family_of(model).vision_layer(-1) is stack[1]
 
