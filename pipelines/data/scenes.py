@@ -36,7 +36,7 @@ ROWS = ("top", "bottom")
 COLUMNS = ("left", "right")
 OBJECT_COUNTS = (2, 5)
 OBJECT_SIZES = (32, 42)
-LETTER_COUNTS = (9, 12)
+LETTER_COUNTS = (6, 9)
 LETTER_SIZES = (20, 28)
 CELL, JITTER = 14, 2
 

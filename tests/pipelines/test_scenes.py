@@ -35,7 +35,7 @@ def test_splits_share_no_picture():
 
 
 def test_unknown_split_is_refused_by_name():
-    with pytest.raises(ValueError, match="'validation'.*train, calibration, heldout, test"):
+    with pytest.raises(ValueError, match=r"'validation'.*train, calibration, heldout, test"):
         next(scenes("validation", 1))
 
 
