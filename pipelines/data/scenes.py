@@ -61,11 +61,11 @@ OUTLINES = {
 
 @dataclass(frozen=True)
 class Item:
-    """An object or a distractor: ``shape`` is None for a letter, ``glyph`` is None for a grey shape."""
+    """An object or a distractor: ``shape`` is empty for a letter, ``glyph`` for a grey shape."""
 
     colour: str
-    shape: str | None
-    glyph: str | None
+    shape: str
+    glyph: str
     centre: tuple[int, int]
     size: int
 
@@ -127,13 +127,13 @@ def describe(rng: np.random.Generator, letters: tuple[int, int] = LETTER_COUNTS)
     greys = int(rng.integers(1, min(2, len(OUTLINES) - count) + 1))
     shapes = rng.permutation(list(OUTLINES))[: count + greys].tolist()
     colours = rng.permutation(list(COLOURS))[:count].tolist() + [GREY] * greys
-    glyphs = rng.choice(DIGITS, count).tolist() + [None] * greys
+    glyphs = rng.choice(DIGITS, count).tolist() + [""] * greys
     strays = np.resize(rng.permutation(LETTERS), rng.integers(*letters, endpoint=True)).tolist()
 
     sizes = rng.integers(*OBJECT_SIZES, count + greys, endpoint=True).tolist()
     sizes += rng.integers(*LETTER_SIZES, len(strays), endpoint=True).tolist()
     centres = _place(rng, sizes)
-    looks = [*zip(colours, shapes, glyphs, strict=True), *((GREY, None, letter) for letter in strays)]
+    looks = [*zip(colours, shapes, glyphs, strict=True), *((GREY, "", letter) for letter in strays)]
     items = tuple(Item(*look, centre, size) for look, centre, size in zip(looks, centres, sizes, strict=True))
     return Scene(items[:count], items[count:], str(rng.choice(list(BACKGROUNDS))), int(rng.integers(2**32)))
 
@@ -236,12 +236,12 @@ def _draw_item(draw: ImageDraw.ImageDraw, item: Item, rng: np.random.Generator) 
     grey = np.full(3, rng.choice([rng.uniform(20, 60), rng.uniform(195, 235)]))
     fill = grey if item.colour == GREY else np.array(COLOURS[item.colour]) + rng.uniform(-15, 15, 3)
     rgb = tuple(int(v) for v in fill.clip(0, 255))
-    if item.shape is None:
+    if not item.shape:
         draw.text(tuple(middle), item.glyph.upper(), fill=rgb, font=_font(item.size), anchor="mm", stroke_width=1)
         return
     outline = OUTLINES[item.shape]
     draw.polygon([tuple(p) for p in middle + outline * item.size / 2], fill=rgb)
-    if item.glyph is not None:
+    if item.glyph:
         ink = (0, 0, 0) if np.dot(fill, (0.3, 0.59, 0.11)) > 120 else (255, 255, 255)
         spot = middle + outline.mean(axis=0) * item.size / 2
         font = _font(int(item.size * 0.58))
@@ -249,7 +249,7 @@ def _draw_item(draw: ImageDraw.ImageDraw, item: Item, rng: np.random.Generator) 
 
 
 @lru_cache(maxsize=64)
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size)
 
 

@@ -42,9 +42,9 @@ def evaluate(folder: Path, options: DictConfig) -> dict[str, Row]:
 
 def by_kind(samples: list[Sample], answers: list[str]) -> Row:
     """The share of exact matches of every kind and the mean over the kinds."""
-    right = {kind: [] for kind in KINDS}
+    right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     for sample, answer in zip(samples, answers, strict=True):
-        right[sample.kind].append(answer == sample.answer)
+        right[str(sample.kind)].append(answer == sample.answer)
     row = {kind: float(np.mean(hits)) for kind, hits in right.items()}
     return {**row, "mean": float(np.mean(list(row.values())))}
 
