@@ -51,7 +51,7 @@ def plot_search(study: optuna.Study, path: Path) -> None:
         for layer in range(layers):
             left *= ratios.get(layer, 1.0)
             share.append(left)
-        look: dict[str, Any] = {"color": BLUE if rank else ORANGE, "alpha": 1 - 0.17 * rank}
+        look: dict[str, Any] = {"color": BLUE if rank else ORANGE, "alpha": 1 - 0.17 * rank, "zorder": 9 - rank}
         schedules.step(range(layers), share, where="mid", label=f"trial {trial.number}: {trial.value:.4f}", **look)
     schedules.set(
         xlabel="language-model layer", ylabel="share of visual tokens seen", ylim=(0, None), title="best five"

@@ -163,6 +163,27 @@ def test_pruning_equals_masking(name: str, attention: str, schedule: tuple, prom
     assert (untouched[0][:2, length - 1] - hidden[:2, -1]).abs().max() > 1e-2  # the test has teeth
 
 
+def test_layers_of_one_stage_may_have_masks_of_their_own() -> None:
+    """As layers with and without a sliding window have."""
+    model = tiny("llava_clip", "eager")
+    inputs = sample(model, images=1)
+    lowest = torch.finfo(torch.float32).min
+
+    def hide(_: Any, args: tuple, kwargs: dict) -> tuple:
+        return args, kwargs | {"attention_mask": kwargs["attention_mask"].clone().index_fill_(-1, hidden_place, lowest)}
+
+    hidden_place = torch.tensor(2)
+    handle = model.model.language_model.layers[2].register_forward_pre_hook(hide, with_kwargs=True)
+    hidden, _, _, [entry] = run_pruned(model, inputs, config(INNER_ONLY))
+    handle.remove()
+    valid = inputs["attention_mask"].bool()
+    masks = attention_masks(valid, is_visual(inputs), [entry.kept], INNER_ONLY, LAYERS)
+    before = run_masked(model, inputs, masks)[0]
+    masks[2].index_fill_(-1, hidden_place, lowest)
+    torch.testing.assert_close(hidden[:, -1], run_masked(model, inputs, masks)[0][:, -1], **EXACT)
+    assert not torch.allclose(hidden[:, -1], before[:, -1], atol=1e-3)
+
+
 # (b) keeping all equals the stock model
 
 
