@@ -101,8 +101,10 @@ def cell_ids(places: Tensor, cell: float) -> Tensor:
     Returns:
         A dense id in 0 .. cells − 1 for each token ``[N]``.
     """
-    blocks = torch.cat([places[:, :1], (places[:, 1:].double() / cell).floor().long()], 1)
-    return torch.unique(blocks, dim=0, return_inverse=True)[1]
+    blocks = (places[:, 1:].double() / cell).floor().long()
+    rows, columns = (blocks.amax(0) + 1).tolist()
+    numbers = (places[:, 0] * rows + blocks[:, 0]) * columns + blocks[:, 1]
+    return torch.unique(numbers, return_inverse=True)[1]
 
 
 def smallest_cell(grids: Sequence[tuple[int, int]], count: int) -> float:

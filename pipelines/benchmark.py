@@ -4,7 +4,7 @@ import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -227,20 +227,20 @@ def _first_token(model: Any, inputs: dict[str, Tensor]) -> None:
 def _print(report: dict[str, Any], subject: _Subject, settings: Settings) -> None:
     costs = _costs(subject)
     speed = Table(title=f"{settings.model.name}, one prompt at a time, {subject.model.device}", box=SIMPLE_HEAVY)
-    for column in ("", "unpruned", "pruned", "measured", "FLOPs or bytes bound"):
+    for column in ("", "unpruned", "pruned", "measured", "bound"):
         speed.add_column(column, justify="left" if not column else "right")
     parts = (("prefill", costs["prefill_flops"]), ("decoding step", costs["decoding_flops"]))
     for part, (full, pruned) in parts:
         before, after = report[f"unpruned {part}"], report[f"pruned {part}"]
         speed.add_row(part, _ms(before), _ms(after), f"{before / after:.2f}×", f"{full / pruned:.2f}×")
     full, pruned = costs["kv_bytes"]
-    speed.add_row("KV bytes of the prompt", f"{full:,.0f}", f"{pruned:,.0f}", "", f"{full / pruned:.2f}×")
+    speed.add_row("KV bytes", f"{full:,.0f}", f"{pruned:,.0f}", "", f"{full / pruned:.2f}×")
     if "unpruned peak bytes" in report:
         full, pruned = report["unpruned peak bytes"], report["pruned peak bytes"]
         speed.add_row("peak bytes", f"{full:,.0f}", f"{pruned:,.0f}", f"{full / pruned:.2f}×", "")
     tower, select = report["vision tower"], report["map, selection, recycling"]
     speed.add_row("vision tower", _ms(tower), _ms(tower), "", "")
-    speed.add_row("map, selection, recycling", "", _ms(select), f"{select / tower:.1%} of the tower", "")
+    speed.add_row("map, selection, recycling", "", _ms(select), f"{select / tower:.1%} of tower", "")
     console.print(speed)
     trial = report["trial"]
     ours, released, prefill = trial["ours"], trial["released way"], trial["pruned prefill"]
@@ -256,7 +256,7 @@ def _ms(seconds: float) -> str:
 
 
 def _costs(subject: _Subject) -> dict[str, tuple[float, float]]:
-    """Unpruned and pruned FLOPs and bytes, summed over samples."""
+    """Unpruned and pruned FLOPs and bytes, means over samples."""
     text, config = subject.family.text_model.config, subject.config
     element = subject.model.dtype.itemsize
     pairs = []
@@ -265,4 +265,4 @@ def _costs(subject: _Subject) -> dict[str, tuple[float, float]]:
         costs = [estimate(text, sample.layouts, words, applied, element) for applied in (None, config)]
         pairs.append([(c.prefill_flops, c.decoding_flops, c.kv_bytes) for c in costs])
     names = ("prefill_flops", "decoding_flops", "kv_bytes")
-    return {name: (sum(p[0][i] for p in pairs), sum(p[1][i] for p in pairs)) for i, name in enumerate(names)}
+    return {name: (mean(p[0][i] for p in pairs), mean(p[1][i] for p in pairs)) for i, name in enumerate(names)}

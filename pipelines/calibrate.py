@@ -11,7 +11,7 @@ from pipelines.data import Part, Sample, data_digest, load_samples
 from pipelines.opened import OpenedModel, open_model
 from pipelines.prompts import build_inputs
 from pipelines.settings import Settings
-from search.calibration import CalibrationSample, observe_sample
+from search.calibration import FORMAT, CalibrationSample, observe_sample
 from search.space import vision_layers
 from search.study import digest
 
@@ -49,7 +49,9 @@ def observed(settings: Settings, samples: Sequence[Sample], part: Part) -> Calib
     opened = open_model(settings.model)
     data = data_digest(samples)
     layers = vision_layers(settings.method.name, settings.method.fixed, settings.method.ranges)
-    key = digest({"model": opened.identity, "data": data, "vision_layers": layers, "prompt": _template(opened)})
+    key = digest(
+        {"format": FORMAT, "model": opened.identity, "data": data, "vision_layers": layers, "prompt": _template(opened)}
+    )
     folder = Path(settings.cache) / key
     paths = [folder / f"{number:05d}.safetensors" for number in range(len(samples))]
     missing = [number for number, path in enumerate(paths) if not path.exists()]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -22,6 +22,7 @@ from multimodal.layout import Layout
 from multimodal.observation import LayerAttention, MeanAttention, VisionObservation
 from multimodal.vision import Normalisation, watch_vision
 
+FORMAT = 2  # of the files; part of a cache's key
 TENSORS = ("embeds", "is_visual", "entropy", "reference")
 
 
@@ -80,10 +81,17 @@ class CalibrationSample:
 
     @classmethod
     def load(cls, path: Path) -> "CalibrationSample":
-        """Read a sample back; tensors are memory-mapped."""
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        """Read a sample back; tensors are memory-mapped.
+
+        Raises:
+            FlowpruneError: the file is damaged.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError) as error:
+            raise FlowpruneError(f"The cached sample {path} is damaged ({error}): delete {path.parent}.") from error
         return cls(
             **{name: tensors[name] for name in TENSORS},
             layouts=[_layout(data) for data in json.loads(metadata["layouts"])],
