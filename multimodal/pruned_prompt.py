@@ -206,7 +206,7 @@ class PrunedPrompt:
         lengths = list(stage.lengths)
         bias = stage.bias
         method, weight = self._config.method, self._config.method.biases_attention
-        reduced_groups = []
+        reduced_groups, merged = [], []
         for group in self._groups:
             rows = group.rows.unsqueeze(1)
             features = hidden[rows, group.slots]
@@ -221,8 +221,6 @@ class PrunedPrompt:
             slots = group.slots.gather(1, reduced.kept)
             keep[rows, group.slots] = False
             keep[rows, slots] = True
-            if reduced.features is not None:
-                hidden = hidden.index_put((rows, slots), reduced.features)
             if reduced.sizes is not None and weight > 0:
                 bias = torch.zeros(stage.index.shape, device=hidden.device) if bias is None else bias
                 bias = bias.index_put((rows, slots), weight * reduced.sizes.log())
@@ -232,11 +230,16 @@ class PrunedPrompt:
                 lengths[self.prompt.rows[image]] -= group.slots.shape[1] - slots.shape[1]
             index = group.index.gather(1, reduced.kept)
             reduced_groups.append(replace(group, slots=slots, index=index, importance=reduced.importance))
+            merged.append(reduced.features)
         new_lengths = tuple(lengths)
         after = stage.places_after(keep, new_lengths)
         self._groups = [replace(g, slots=after[g.rows.unsqueeze(1), g.slots]) for g in reduced_groups]
         stage = stage.keep(keep, new_lengths, bias, first=layer == 0)
-        return stage.rows(hidden), stage
+        hidden = stage.rows(hidden)
+        for group, features in zip(self._groups, merged, strict=True):
+            if features is not None:
+                hidden = hidden.index_put((group.rows.unsqueeze(1), group.slots), features)
+        return hidden, stage
 
     def _positions(self, position_ids: Tensor, stage: Stage) -> Tensor:
         """Position ids of the first stage, and the shift that decoding must follow."""

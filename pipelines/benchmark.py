@@ -22,6 +22,7 @@ from multimodal.prompt import importance_maps
 from multimodal.pruned_prompt import PrunedPrompt
 from multimodal.pruner import Pruner
 from multimodal.vision import Normalisation, watch_vision
+from pipelines.calibrate import observed
 from pipelines.console import console
 from pipelines.contenders import untuned_config
 from pipelines.data import load_samples
@@ -38,12 +39,13 @@ HALF: Normalisation = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is measured: a model, inputs of a few samples, and a config."""
+    """What is measured: a model, inputs of a few samples, what a trial looks at, and a config."""
 
     model: PreTrainedModel
     family: Family
     inputs: list[dict[str, Tensor]]
     samples: list[CalibrationSample]
+    calibration: list[CalibrationSample]
     config: PruningConfig
     pixels: Normalisation
 
@@ -81,7 +83,11 @@ def _subject(settings: Settings) -> _Subject:
     config = _config(settings, family, inputs, pixels)
     layers = config.method.vision_layers
     samples = [observe_sample(family, each, layers, pixels) for each in inputs]
-    return _Subject(model, family, inputs, samples, config, pixels)
+    calibration = samples
+    if settings.model.weights == "pretrained":
+        chosen = load_samples(settings.data, "calibration", settings.seed)
+        calibration = observed(settings, chosen, "calibration").samples
+    return _Subject(model, family, inputs, samples, calibration, config, pixels)
 
 
 def _random_inputs(family: Family, text_tokens: int) -> dict[str, Tensor]:
@@ -160,7 +166,7 @@ def _measure_prompt(subject: _Subject, number: int, repeats: int) -> dict[str, f
 def _measure_trial(subject: _Subject, settings: Settings) -> dict[str, float]:
     """Seconds a sample of a search trial: ours on cached features, the released way from pixels."""
     family, config, model = subject.family, subject.config, subject.model
-    objective = Objective(family, subject.samples, settings.search.batch_size, settings.seed)
+    objective = Objective(family, subject.calibration, settings.search.batch_size, settings.seed)
     watch = Stopwatch(model.device)
     inside: list[float] = []
 
@@ -186,8 +192,12 @@ def _measure_trial(subject: _Subject, settings: Settings) -> dict[str, float]:
         watch.time("ours", ours)
         watch.time("released way", released)
         prefill_alone()
-    seconds = {name: total / len(subject.samples) for name, total in watch.medians().items()}
-    return seconds | {"pruned prefill": median(inside[1:]) / len(subject.samples)}
+    seconds = watch.medians()
+    return {
+        "ours": seconds["ours"] / len(subject.calibration),
+        "pruned prefill": median(inside[1:]) / len(subject.calibration),
+        "released way": seconds["released way"] / len(subject.inputs),
+    }
 
 
 class _DecoderClock:
