@@ -236,9 +236,9 @@ class PrunedPrompt:
         self._groups = [replace(g, slots=after[g.rows.unsqueeze(1), g.slots]) for g in reduced_groups]
         stage = stage.keep(keep, new_lengths, bias, first=layer == 0)
         hidden = stage.rows(hidden)
-        for group, features in zip(self._groups, merged, strict=True):
-            if features is not None:
-                hidden = hidden.index_put((group.rows.unsqueeze(1), group.slots), features)
+        for group, changed in zip(self._groups, merged, strict=True):
+            if changed is not None:
+                hidden = hidden.index_put((group.rows.unsqueeze(1), group.slots), changed)
         return hidden, stage
 
     def _positions(self, position_ids: Tensor, stage: Stage) -> Tensor:
