@@ -1,9 +1,8 @@
 """Stage generate: one image, one question, answered with and without pruning."""
 
-import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from pipelines.overlay import write_overlay
 from pipelines.prompts import build_inputs, greedy_answers
 from pipelines.search import load_config
 from pipelines.settings import Settings
+from pipelines.timing import Stopwatch
 
 REPEATS = 5
 
@@ -37,10 +37,12 @@ def run(settings: Settings) -> dict[str, str]:
     table = Table(title=escape(sample.question))
     for column in ("", "answer", "visual tokens by layer", "KV bytes", "first token"):
         table.add_column(column)
+    configs = {"unpruned": None, "pruned": config}
+    seconds = _seconds_to_first_token(opened, inputs, configs)
     answers = {}
-    for name, applied in (("unpruned", None), ("pruned", config)):
-        answers[name], tokens, kv, seconds = _answer(opened, inputs, applied, settings.generate.max_new_tokens)
-        table.add_row(name, escape(answers[name]), tokens, kv, f"{seconds * 1000:.1f} ms")
+    for name, applied in configs.items():
+        answers[name], tokens, kv = _answer(opened, inputs, applied, settings.generate.max_new_tokens)
+        table.add_row(name, escape(answers[name]), tokens, kv, f"{seconds[name] * 1000:.1f} ms")
     console.print(table)
     path = write_overlay(opened, sample, config, Path(settings.output) / "generate.png", sample.question)
     console.print(f"picture: {path}")
@@ -58,24 +60,28 @@ def _sample(settings: Settings) -> Sample:
 
 def _answer(
     opened: OpenedModel, inputs: BatchFeature, config: PruningConfig | None, max_new_tokens: int
-) -> tuple[str, str, str, float]:
-    """The answer, tokens by layer and KV bytes as text, and the median seconds to the first token."""
+) -> tuple[str, str, str]:
+    """The answer, and tokens by layer and KV bytes as text."""
     with prune(opened.model, config) if config else nullcontext() as pruner:
         [answer] = greedy_answers(opened, inputs, max_new_tokens)
-        seconds = median(_seconds_to_first_token(opened, inputs) for _ in range(REPEATS))
-        visual = int((inputs["input_ids"] == opened.family.image_token_id).sum())
         if pruner is None or config is None:
-            return answer, str(visual), "", seconds
+            return answer, str(int((inputs["input_ids"] == opened.family.image_token_id).sum())), ""
         [report] = pruner.report
         steps = zip(config.schedule, report.kept, strict=True)
         tokens = " → ".join(f"{len(kept)} from layer {step.layer}" for step, kept in steps)
         kv = f"{report.kv_bytes:,} of {report.kv_bytes_unpruned:,}"
-        return answer, f"{tokens} (retention {report.retention:.3f})", kv, seconds
+        return answer, f"{tokens} (retention {report.retention:.3f})", kv
 
 
 @torch.inference_mode()
-def _seconds_to_first_token(opened: OpenedModel, inputs: BatchFeature) -> float:
+def _seconds_to_first_token(
+    opened: OpenedModel, inputs: BatchFeature, configs: Mapping[str, PruningConfig | None]
+) -> dict[str, float]:
+    """Median seconds from pixels to the first token, interleaved."""
     model: Any = opened.model
-    began = time.perf_counter()
-    model(**inputs, logits_to_keep=1).logits.argmax(-1).cpu()  # the copy waits for the device
-    return time.perf_counter() - began
+    watch = Stopwatch(model.device)
+    for _ in range(1 + REPEATS):
+        for name, config in configs.items():
+            with prune(model, config) if config else nullcontext():
+                watch.time(name, lambda: model(**inputs, logits_to_keep=1).logits.argmax(-1))
+    return watch.medians()

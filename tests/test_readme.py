@@ -1,0 +1,27 @@
+"""The README's Python runs as it stands."""
+
+import re
+from pathlib import Path
+
+from multimodal import PruningConfig, PruningStep
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_first_example_runs(tmp_path, monkeypatch, capsys):
+    [example, by_hand, *_] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert isinstance(_run(by_hand)["config"], PruningConfig)
+    schedule = [PruningStep(layer=0, keep_ratio=0.2), PruningStep(layer=3, keep_ratio=0.1)]
+    config = PruningConfig(method={"name": "vflowopt", "query_threshold": 1.0}, schedule=schedule)
+    config.save_pretrained(tmp_path / "runs" / "tiny-vflowopt-0.1")
+    monkeypatch.chdir(tmp_path)
+    _run(example.replace("64", "4"))
+    unpruned, pruned, report = capsys.readouterr().out.splitlines()
+    assert unpruned.rsplit("]")[0] == pruned.rsplit("]")[0]  # the same answers
+    assert report.startswith("256 [51, 5] 0.1")
+
+
+def _run(code: str) -> dict:
+    names: dict = {}
+    exec(code, names)
+    return names
