@@ -96,8 +96,8 @@ def run(settings: Settings) -> SearchResult:
         with interruptible(study):
             _run_trials(settings, study, space, objective, tracker)
         result = _write(settings, study, objective, calibration.data_digest)
-        for path in sorted(Path(settings.output).glob("*.*")):
-            tracker.log_artifact(path)
+        for name in (TUNED, "settings.json", "trials.csv", "search.png"):
+            tracker.log_artifact(Path(settings.output) / name)
         tracker.log_metrics(trial_metrics(best_trial(study)))
         status = "FINISHED"
     finally:
