@@ -37,6 +37,8 @@ def load_model(
     where = str(SHIPPED.get(str(model), model))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not Path(where).exists() and (where.startswith(("/", ".", "~")) or where.count("/") > 1):
+        raise FlowpruneError(f"The model {where} does not exist: give 'tiny', a local folder or a hub id.")
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = _reading(where, lambda: AutoConfig.from_pretrained(where, **common))
     check_supported(config.model_type)

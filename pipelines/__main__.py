@@ -2,13 +2,16 @@
 
 import importlib
 import logging
+import os
 import sys
 import warnings
 
 import hydra
 import optuna
 import transformers
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from rich.markup import escape
 
 from multimodal import FlowpruneError
@@ -36,7 +39,7 @@ def app(cfg: DictConfig) -> None:
         sys.exit(130)
     except Exception:
         console.print_exception()
-        sys.exit(CRASH)  # Hydra's own code would be that of a bad override
+        sys.exit(CRASH)
 
 
 def quieten_libraries() -> None:
@@ -45,6 +48,7 @@ def quieten_libraries() -> None:
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
@@ -52,11 +56,24 @@ def main() -> None:
     """Entry point of ``flowprune``."""
     quieten_libraries()
     register_resolvers()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise a bad override, which is said below in one sentence
     try:
         app()
-    except SystemExit as stop:
-        # Hydra's own sentence about a bad override has been printed
-        sys.exit(USER_ERROR if stop.code == 1 else stop.code)
+    except (HydraException, OmegaConfBaseException) as error:
+        console.print(f"[bold red]error:[/] {escape(override_sentence(error))}", highlight=False)
+        sys.exit(USER_ERROR)
+
+
+def override_sentence(error: Exception) -> str:
+    """What Hydra says of a bad override, as one sentence."""
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any(line.startswith("Available options") for line in others):
+        start = next(number for number, line in enumerate(others) if line.startswith("Available options"))
+        options = [line for line in others[start + 1 :] if not line.startswith(("Config search path", "provider="))]
+        return f"{first}: choose one of {', '.join(options)}."
+    if first.startswith("Could not override"):
+        return f"{first.rstrip('.')}: there is no such key; see flowprune --cfg job, or put + before it to add one."
+    return f"{first.rstrip('.')}: see flowprune --cfg job."
 
 
 if __name__ == "__main__":

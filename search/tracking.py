@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 from urllib.parse import quote
 
@@ -51,7 +52,7 @@ def connect(uri: str) -> MlflowClient:
     try:
         client.search_experiments(max_results=1)
     except LOST as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = "connection refused" if "refused" in str(error) else shorten(str(error), 120, placeholder="…")
         raise FlowpruneError(
             f"No MLflow tracking store answers at {uri} ({reason}): start it, or set tracking.uri."
         ) from error

@@ -96,5 +96,5 @@ def test_a_missing_model_folder_from_a_shell(tmp_path):
         [sys.executable, "-m", "pipelines", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert found.returncode == 2 and "Traceback" not in found.stdout + found.stderr
-    assert "error: No model could be read from '/nowhere/at/all'" in found.stdout
+    assert "error: The model /nowhere/at/all does not exist" in found.stdout
     assert "give 'tiny', a local folder or a hub id." in " ".join(found.stdout.split())
