@@ -187,6 +187,8 @@ def run_worker(
         FlowpruneError: a discrepancy is not a finite number.
     """
 
+    may_stop = not isinstance(study.pruner, optuna.pruners.NopPruner)  # each report is a transaction
+
     def evaluate(trial: optuna.Trial) -> float:
         trial.set_user_attr("worker", WORKER)
         on_start(trial)
@@ -197,7 +199,7 @@ def run_worker(
 
         def after_batch(discrepancies: list[float]) -> None:
             nonlocal reported
-            for step, value in enumerate(discrepancies[reported:], reported):
+            for step, value in enumerate(discrepancies[reported:] if may_stop else [], reported):
                 trial.report(value, step)
             reported = len(discrepancies)
             if reported < objective.samples and trial.should_prune():
