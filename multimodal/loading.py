@@ -35,14 +35,13 @@ def load_model(
         FlowpruneError: nothing there, or the family is not supported.
     """
     where = str(SHIPPED.get(str(model), model))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    place = chosen_device(device)
     if not Path(where).exists() and (where.startswith(("/", ".", "~")) or where.count("/") > 1):
         raise FlowpruneError(f"The model {where} does not exist: give 'tiny', a local folder or a hub id.")
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = _reading(where, lambda: AutoConfig.from_pretrained(where, **common))
     check_supported(config.model_type)
-    if dtype == "auto" and device == "cpu":
+    if dtype == "auto" and place.type == "cpu":
         dtype = "float32"
     try:
         loaded = AutoModelForImageTextToText.from_pretrained(
@@ -52,8 +51,13 @@ def load_model(
         raise FlowpruneError(f"attention {attention!r} is not installed ({error}): use attention='sdpa'.") from error
     processor = _reading(where, lambda: AutoProcessor.from_pretrained(where, **common))
     processor.tokenizer.padding_side = "left"
-    loaded.to(torch.device(device))  # type: ignore[arg-type]
+    loaded.to(place)  # type: ignore[arg-type]
     return loaded.eval(), processor
+
+
+def chosen_device(device: str) -> torch.device:
+    """A torch device; ``auto`` is CUDA if there is one."""
+    return torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
 
 
 def _reading(where: str, read: Any) -> Any:

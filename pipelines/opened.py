@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 from multimodal import FlowpruneError, load_model
 from multimodal.config import TunedModel
 from multimodal.families import Family, check_supported, family_of
+from multimodal.loading import chosen_device
 from multimodal.vision import Normalisation
 from pipelines.settings import ModelSettings
 from search.study import digest
@@ -92,9 +93,8 @@ def build_random(settings: ModelSettings) -> PreTrainedModel:
     if model_type is None:
         raise FlowpruneError(f"model {settings.name} names no architecture: set model.architecture.model_type.")
     check_supported(model_type)
-    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
     config = AutoConfig.for_model(model_type, **architecture)
-    with torch.device(device):
+    with chosen_device(settings.device):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=settings.attention)
     return model.eval()
