@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -26,6 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from multimodal import FlowpruneError
+from search.credentials import masked
 from search.study import outcome, stopped_early
 
 STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.FAIL: "FAILED"}
@@ -33,8 +35,9 @@ PAUSE_SECONDS = 30  # between tries at a store that was lost
 LOST = (MlflowException, OSError, SQLAlchemyError)
 
 
+@cache
 def connect(uri: str) -> MlflowClient:
-    """A client of a tracking store that answers.
+    """A client of a tracking store that answers; a second call returns the same.
 
     Args:
         uri: a server, or a local database, which is created.
@@ -52,9 +55,9 @@ def connect(uri: str) -> MlflowClient:
     try:
         client.search_experiments(max_results=1)
     except LOST as error:
-        reason = "connection refused" if "refused" in str(error) else shorten(str(error), 120, placeholder="…")
+        reason = "connection refused" if "refused" in str(error) else shorten(masked(str(error)), 120, placeholder="…")
         raise FlowpruneError(
-            f"No MLflow tracking store answers at {uri} ({reason}): start it, or set tracking.uri."
+            f"No MLflow tracking store answers at {masked(uri)} ({reason}): start it, or set tracking.uri."
         ) from error
     return client
 
@@ -95,7 +98,9 @@ class Tracker:
             client.update_run(self.run_id, status="RUNNING")
             self.sync()
         except LOST as error:
-            raise FlowpruneError(f"MLflow did not take the search's run ({error}): check tracking.uri.") from error
+            raise FlowpruneError(
+                f"MLflow did not take the search's run ({masked(str(error))}): check tracking.uri."
+            ) from error
         self._thread = threading.Thread(target=self._log_queued, name="flowprune-tracking", daemon=True)
         self._thread.start()
 
@@ -129,7 +134,7 @@ class Tracker:
             self._client.set_terminated(self.run_id, status)
             self.lost = None
         except LOST as error:
-            self.lost = str(error).strip().splitlines()[0]
+            self.lost = masked(str(error).strip().splitlines()[0])
 
     def sync(self) -> None:
         """Make MLflow agree with the study: every trial that ended has one run that ended."""
@@ -151,7 +156,7 @@ class Tracker:
                 work()
             except LOST as error:  # close() tries again; the study itself is safe with Optuna
                 self._owed.append(work)
-                self.lost = str(error).strip().splitlines()[0]
+                self.lost = masked(str(error).strip().splitlines()[0])
                 quiet_until = time.monotonic() + PAUSE_SECONDS
 
     def _experiment(self, name: str, artifacts: Path | None) -> str:
@@ -249,7 +254,9 @@ def log_to_study(uri: str, study: optuna.Study, paths: list[Path], folder: str |
         for path in paths:
             client.log_artifact(run_id, str(path), folder)
     except LOST as error:
-        raise FlowpruneError(f"MLflow at {uri} did not take {paths[0]} ({error}): check tracking.uri.") from error
+        raise FlowpruneError(
+            f"MLflow at {masked(uri)} did not take {paths[0]} ({masked(str(error))}): check tracking.uri."
+        ) from error
 
 
 def trials_page(uri: str, study: optuna.Study) -> str | None:
