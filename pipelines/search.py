@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
-import torch
-import transformers
 from optuna.trial import FrozenTrial
 from rich.markup import escape
 
 from multimodal import FlowpruneError, PruningConfig
-from multimodal.config import Budget, Provenance
 from multimodal.layout import Layout
 from multimodal.vision import Normalisation
 from pipelines.calibrate import observed
@@ -22,6 +19,7 @@ from pipelines.opened import open_model
 from pipelines.plots import plot_search
 from pipelines.settings import Settings
 from search.budget import check_reachable
+from search.credentials import masked
 from search.objective import Objective
 from search.space import Space
 from search.study import (
@@ -36,6 +34,7 @@ from search.study import (
     stopped_early,
 )
 from search.tracking import Tracker, connect, trial_metrics
+from search.tuned import tuned_config
 
 TUNED = "tuned.json"
 
@@ -95,7 +94,7 @@ def run(settings: Settings) -> SearchResult:
     try:
         with interruptible(study):
             _run_trials(settings, study, space, objective, tracker)
-        result = _write(settings, study, objective, calibration.data_digest)
+        result = _write(settings, study)
         for name in (TUNED, "settings.json", "trials.csv", "search.png"):
             tracker.log_artifact(Path(settings.output) / name)
         tracker.log_metrics(trial_metrics(best_trial(study)))
@@ -104,8 +103,8 @@ def run(settings: Settings) -> SearchResult:
         tracker.close(status)
         if tracker.lost:
             console.print(
-                f"[yellow]MLflow at {settings.tracking.uri} was lost ({escape(tracker.lost)}); trials are safe in "
-                f"{settings.storage.path} and will be logged by the next run of this study.[/]"
+                f"[yellow]MLflow at {masked(settings.tracking.uri)} was lost ({escape(tracker.lost)}); trials are safe "
+                f"in {settings.storage.path} and will be logged by the next run of this study.[/]"
             )
     best = best_trial(study)
     console.print(f"best of {len(done_trials(study))} trials: discrepancy {best.value:.4f} (trial {best.number})")
@@ -152,30 +151,14 @@ def _run_trials(settings: Settings, study: optuna.Study, space: Space, objective
         )
 
 
-def _write(settings: Settings, study: optuna.Study, objective: Objective, data_digest: str) -> SearchResult:
+def _write(settings: Settings, study: optuna.Study) -> SearchResult:
     """Write the tuned config, the table of trials and the pictures of the search."""
-    best = best_trial(study)
-    assert best.value is not None
-    found = PruningConfig(**best.user_attrs["config"])
-    opened = open_model(settings.model)
-    config = found.model_copy(
-        update={
-            "model": opened.tuned_for,
-            "budget": Budget(asked=settings.budget.retention, met=objective.shares(found)["retention"]),
-            "provenance": Provenance(
-                study=study.study_name,
-                trial=best.number,
-                calibration_discrepancy=best.value,
-                data_digest=data_digest,
-                versions={"torch": torch.__version__, "transformers": transformers.__version__, "flowprune": "0.1.0"},
-            ),
-        }
-    )
+    config = tuned_config(study, best_trial(study))
     output = Path(settings.output)
     output.mkdir(parents=True, exist_ok=True)
     path = output / TUNED
     path.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    (output / "settings.json").write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (output / "settings.json").write_text(masked(settings.model_dump_json(indent=2)) + "\n", encoding="utf-8")
     _write_trials(study, output / "trials.csv")
     plot_search(study, output / "search.png")
     return SearchResult(config, path, study)

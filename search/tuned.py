@@ -1,0 +1,35 @@
+"""A trial's pruning config with its provenance, from the study alone: what every export is made of."""
+
+from importlib.metadata import version
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from multimodal import PruningConfig
+from multimodal.config import Budget, Provenance, TunedModel
+
+VERSIONS = {package: version(package) for package in ("flowprune", "torch", "transformers")}
+
+
+def tuned_config(study: optuna.Study, trial: FrozenTrial) -> PruningConfig:
+    """The config that a finished trial measured.
+
+    Args:
+        study: whose settings say for which model, data and budget.
+        trial: one of its complete trials.
+    """
+    settings, facts = study.user_attrs["settings"], trial.user_attrs
+    assert trial.value is not None
+    return PruningConfig(**facts["config"]).model_copy(
+        update={
+            "model": TunedModel(**settings["model"]),
+            "budget": Budget(asked=settings["retention"], met=facts["retention"]),
+            "provenance": Provenance(
+                study=study.study_name,
+                trial=trial.number,
+                calibration_discrepancy=trial.value,
+                data_digest=settings["data"],
+                versions=VERSIONS,
+            ),
+        }
+    )
