@@ -28,7 +28,8 @@ from pipelines.contenders import untuned_config
 from pipelines.data import load_samples
 from pipelines.opened import build_random, open_model
 from pipelines.prompts import build_inputs
-from pipelines.search import load_config, make_space
+from pipelines.results import load_config
+from pipelines.search import make_space
 from pipelines.settings import Settings
 from pipelines.timing import Stopwatch
 from search.calibration import CalibrationSample, observe_sample

@@ -7,7 +7,7 @@ from multimodal import PruningConfig, prune
 from pipelines.console import console
 from pipelines.keeping import keep_with_study, say_how_to_compare
 from pipelines.opened import open_model
-from pipelines.search import TUNED
+from pipelines.results import TUNED
 from pipelines.settings import Settings
 from pipelines.validate import REPORT
 

@@ -17,7 +17,7 @@ from pipelines.data.folder import open_image
 from pipelines.opened import OpenedModel, open_model
 from pipelines.overlay import write_overlay
 from pipelines.prompts import build_inputs, greedy_answers
-from pipelines.search import load_config
+from pipelines.results import load_config
 from pipelines.settings import Settings
 from pipelines.timing import Stopwatch
 

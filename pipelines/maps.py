@@ -7,7 +7,7 @@ from pipelines.data import load_samples
 from pipelines.keeping import keep_with_study
 from pipelines.opened import open_model
 from pipelines.overlay import write_overlay
-from pipelines.search import load_config
+from pipelines.results import load_config
 from pipelines.settings import Settings
 
 

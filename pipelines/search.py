@@ -1,6 +1,5 @@
 """Stage search: find the config of least discrepancy under the budget, every trial tracked in MLflow."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +8,14 @@ import optuna
 from optuna.trial import FrozenTrial
 from rich.markup import escape
 
-from multimodal import FlowpruneError, PruningConfig
+from multimodal import PruningConfig
 from multimodal.layout import Layout
 from multimodal.vision import Normalisation
 from pipelines.calibrate import observed
 from pipelines.console import console, progress_bar
 from pipelines.data import load_samples
 from pipelines.opened import open_model
-from pipelines.plots import plot_search
+from pipelines.results import RESULTS, TUNED, write_results
 from pipelines.settings import Settings
 from search.budget import check_reachable
 from search.credentials import masked
@@ -28,15 +27,11 @@ from search.study import (
     fail_dead_trials,
     interruptible,
     open_study,
-    outcome,
     run_worker,
     sqlite_storage,
     stopped_early,
 )
 from search.tracking import Tracker, connect, trial_metrics
-from search.tuned import tuned_config
-
-TUNED = "tuned.json"
 
 
 @dataclass(frozen=True)
@@ -94,8 +89,8 @@ def run(settings: Settings) -> SearchResult:
     try:
         with interruptible(study):
             _run_trials(settings, study, space, objective, tracker)
-        result = _write(settings, study)
-        for name in (TUNED, "settings.json", "trials.csv", "search.png"):
+        config = write_results(settings, study)
+        for name in RESULTS:
             tracker.log_artifact(Path(settings.output) / name)
         tracker.log_metrics(trial_metrics(best_trial(study)))
         status = "FINISHED"
@@ -108,7 +103,7 @@ def run(settings: Settings) -> SearchResult:
             )
     best = best_trial(study)
     console.print(f"best of {len(done_trials(study))} trials: discrepancy {best.value:.4f} (trial {best.number})")
-    return result
+    return SearchResult(config, Path(settings.output) / TUNED, study)
 
 
 def make_space(settings: Settings, layouts: Sequence[Layout], layers: int, pixels: Normalisation) -> Space:
@@ -149,43 +144,3 @@ def _run_trials(settings: Settings, study: optuna.Study, space: Space, objective
         run_worker(
             study, space, objective, settings.search.trials, lambda trial: tracker.start_trial(trial.number), on_end
         )
-
-
-def _write(settings: Settings, study: optuna.Study) -> SearchResult:
-    """Write the tuned config, the table of trials and the pictures of the search."""
-    config = tuned_config(study, best_trial(study))
-    output = Path(settings.output)
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / TUNED
-    path.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    (output / "settings.json").write_text(masked(settings.model_dump_json(indent=2)) + "\n", encoding="utf-8")
-    _write_trials(study, output / "trials.csv")
-    plot_search(study, output / "search.png")
-    return SearchResult(config, path, study)
-
-
-def _write_trials(study: optuna.Study, path: Path) -> None:
-    rows = []
-    for trial in study.get_trials(deepcopy=False):
-        if trial.state.is_finished():
-            facts = {"trial": trial.number, "state": outcome(trial), **trial_metrics(trial)}
-            rows.append(facts | trial.user_attrs.get("parameters", {}))
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def load_config(settings: Settings, path: str | None) -> PruningConfig:
-    """A config that a stage was given, or else this study's tuned one.
-
-    Raises:
-        FlowpruneError: there is none.
-    """
-    if path is not None:
-        return PruningConfig.from_pretrained(path)
-    for name in ("pruning.json", TUNED):
-        if (Path(settings.output) / name).exists():
-            return PruningConfig.from_pretrained(Path(settings.output) / name)
-    raise FlowpruneError(f"{settings.output} holds no tuned config: run stages=[calibrate,search] first, or give one.")

@@ -23,7 +23,8 @@ from pipelines.data import Sample, load_samples
 from pipelines.keeping import keep_with_study
 from pipelines.opened import OpenedModel, open_model
 from pipelines.prompts import build_inputs, greedy_answers
-from pipelines.search import load_config, make_space
+from pipelines.results import load_config
+from pipelines.search import make_space
 from pipelines.settings import Settings
 from pipelines.timing import Stopwatch
 from search.objective import Objective
