@@ -13,6 +13,7 @@ FILE_NAME = "pruning.json"
 SCHEMA_VERSION = 1
 
 Positions = Literal["compact", "original"]
+Measure = Literal["retention", "flops", "kv", "latency_ms"]
 
 
 class _Strict(BaseModel):
@@ -41,11 +42,25 @@ class TunedModel(_Strict):
 
 
 class Budget(_Strict):
-    """What was asked for and what the config meets: a share of the unpruned model's."""
+    """What was asked for and what the config meets over the calibration samples.
 
-    measure: Literal["retention"] = "retention"
-    asked: float = Field(gt=0, le=1)
-    met: float = Field(gt=0, le=1)
+    Args:
+        measure: ``retention``, prefill ``flops`` or ``kv`` bytes, as shares of the unpruned model's, text included in
+            the latter two; or ``latency_ms``, milliseconds of the language model's prefill of one prompt, as the
+            study's latency model predicts them for the device it was measured on.
+        asked, met: in that measure.
+    """
+
+    measure: Measure = "retention"
+    asked: float = Field(gt=0)
+    met: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _shares_are_shares(self) -> "Budget":
+        for name in ("asked", "met"):
+            if self.measure != "latency_ms" and getattr(self, name) > 1:
+                raise FlowpruneError(f"budget.{name} is {getattr(self, name):g}: a share must be in (0, 1].")
+        return self
 
 
 class Provenance(_Strict):

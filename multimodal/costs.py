@@ -5,13 +5,18 @@ How many tokens every step keeps is known here, before any embedding exists; wha
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import PretrainedConfig
 
 from multimodal.config import PruningConfig, PruningStep
 from multimodal.layout import Layout
+
+Count = TypeVar("Count", int, NDArray[np.int64])  # of tokens: one prompt's, or those of many
 
 
 def kept_counts(layout: Layout, schedule: Sequence[PruningStep]) -> list[int]:
@@ -56,7 +61,7 @@ def kv_bytes(text_config: PretrainedConfig, tokens_by_layer: Sequence[int], elem
     return sum(tokens_by_layer) * 2 * _key_heads(text_config) * _head_dim(text_config) * element_bytes
 
 
-def prefill_flops(text_config: PretrainedConfig, tokens_by_layer: Sequence[int]) -> int:
+def prefill_flops(text_config: PretrainedConfig, tokens_by_layer: Iterable[Count]) -> Count:
     """Floating-point operations of a prefill's decoder layers (a multiply-add is two).
 
     Projections and gated MLP are 2 · tokens · weights; attention's two products are 2 · 2 · tokens² · width, of which
@@ -132,28 +137,43 @@ class Shares:
     kv_share: float
 
 
-def shares(
-    text_config: PretrainedConfig, prompts: Sequence[tuple[Sequence[Layout], int]], config: PruningConfig
-) -> Shares:
-    """What a config leaves of the costs of some prompts.
+class Workload:
+    """Some prompts together, and what a schedule leaves of their costs; made to be asked often.
 
     Args:
         text_config: of the language model.
         prompts: (layouts of the images, tokens that are not visual) of each.
-        config: how they are pruned.
     """
-    kinds = Counter((tuple(layouts), text_tokens) for layouts, text_tokens in prompts)
-    totals = Counter[str]()
-    for (layouts, text_tokens), number in kinds.items():
-        for name, costs in (
-            ("pruned", estimate(text_config, layouts, text_tokens, config)),
-            ("full", estimate(text_config, layouts, text_tokens)),
-        ):
-            totals[f"{name} flops"] += number * costs.prefill_flops
-            totals[f"{name} kv"] += number * costs.kv_bytes
-    images = [layout for layouts, _ in prompts for layout in layouts]
-    return Shares(
-        retention(images, config.schedule, text_config.num_hidden_layers),
-        totals["pruned flops"] / totals["full flops"],
-        totals["pruned kv"] / totals["full kv"],
-    )
+
+    def __init__(self, text_config: PretrainedConfig, prompts: Sequence[tuple[Sequence[Layout], int]]) -> None:
+        kinds = Counter((tuple(layouts), text_tokens) for layouts, text_tokens in prompts)
+        self.layers: int = text_config.num_hidden_layers
+        self.layouts = list(dict.fromkeys(layout for layouts, _ in kinds for layout in layouts))
+        self.numbers = np.array(list(kinds.values()))  # of prompts of each kind
+        self._text_config = text_config
+        self._images = np.array([[layouts.count(layout) for layout in self.layouts] for layouts, _ in kinds])
+        self._text_tokens = np.array([text_tokens for _, text_tokens in kinds])
+        self._full = self._costs(())
+
+    def tokens_by_layer(self, schedule: Sequence[PruningStep]) -> NDArray[np.int64]:
+        """Prompt tokens that each layer sees, text included, by kind of prompt ``[layers, kinds]``."""
+        return self._visual_tokens(schedule) + self._text_tokens
+
+    def shares(self, schedule: Sequence[PruningStep]) -> Shares:
+        """Costs under a schedule, over all prompts."""
+        return Shares(*(pruned / full for pruned, full in zip(self._costs(schedule), self._full, strict=True)))
+
+    def _visual_tokens(self, schedule: Sequence[PruningStep]) -> NDArray[np.int64]:
+        by_layout = [visual_tokens_by_layer(layout, schedule, self.layers) for layout in self.layouts]
+        return (self._images @ np.array(by_layout)).T
+
+    def _costs(self, schedule: Sequence[PruningStep]) -> tuple[int, int, int]:
+        """Visual tokens seen by all layers, FLOPs and KV bytes."""
+        visual = self._visual_tokens(schedule)
+        tokens = visual + self._text_tokens
+        flops = prefill_flops(self._text_config, tokens) @ self.numbers
+        return (
+            int((visual @ self.numbers).sum()),
+            int(flops),
+            kv_bytes(self._text_config, (tokens @ self.numbers).tolist()),
+        )

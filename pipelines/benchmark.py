@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from multimodal import FlowpruneError, PruningConfig, prune
-from multimodal.costs import estimate
+from multimodal.costs import Workload, estimate
 from multimodal.families import Family, family_of
 from multimodal.importance import patch_entropy
 from multimodal.observation import VisionObservation, unnormalised
@@ -115,8 +115,12 @@ def _config(
             console.print("no tuned config of this study: measuring the untuned values")
     if settings.benchmark.config is not None:
         return load_config(settings, settings.benchmark.config)
-    layouts = list(dict.fromkeys(layout for each in inputs for layout in family.layouts(each)))
-    return untuned_config(settings, make_space(settings, layouts, len(family.text_layers), pixels))
+    prompts = []
+    for each in inputs:
+        layouts = family.layouts(each)
+        text_tokens = each["input_ids"].shape[1] - sum(layout.visual_tokens for layout in layouts)
+        prompts.append((layouts, text_tokens))
+    return untuned_config(settings, make_space(settings, Workload(family.text_model.config, prompts), pixels))
 
 
 def _measure_model(subject: _Subject, repeats: int) -> dict[str, float]:

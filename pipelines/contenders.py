@@ -23,13 +23,16 @@ def contenders(settings: Settings, space: Space, tuned: PruningConfig) -> Mappin
 
 def untuned_config(settings: Settings, space: Space) -> PruningConfig:
     """The method as its paper uses it without a search, with the last ratio solved for the budget."""
-    untuned = settings.method.untuned
+    untuned, [budget] = settings.method.untuned, space.budgets
     layers: list[int] = []
     for place in untuned.places:
         layers.append(max(round(place * space.layers), layers[-1] + 1 if layers else 0))
-    ratios = [min(1.0, settings.budget.retention * untuned.ratios[0]), *untuned.ratios[1:]]
-    return space.on_budget(untuned.parameters, layers, ratios, "compact")
+    [single] = space.schedule(budget, [0], [])
+    ratios = [single.keep_ratio * untuned.ratios[0], *untuned.ratios[1:]] if untuned.ratios else []
+    return space.on_budget(budget, untuned.parameters, layers, ratios, "compact")
 
 
 def _single_step(name: str, space: Space) -> PruningConfig:
-    return PruningConfig(method=make_method({"name": name}), schedule=space.schedule([0], []), positions="original")
+    [budget] = space.budgets
+    schedule = space.schedule(budget, [0], [])
+    return PruningConfig(method=make_method({"name": name}), schedule=schedule, positions="original")

@@ -1,6 +1,5 @@
 """Stage search: find the config of least discrepancy under the budget, every trial tracked in MLflow."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from optuna.trial import FrozenTrial
 from rich.markup import escape
 
 from multimodal import PruningConfig
-from multimodal.layout import Layout
+from multimodal.costs import Workload
 from multimodal.vision import Normalisation
 from pipelines.calibrate import observed
 from pipelines.console import console, progress_bar
@@ -17,7 +16,7 @@ from pipelines.data import load_samples
 from pipelines.opened import open_model
 from pipelines.results import RESULTS, TUNED, write_results
 from pipelines.settings import Settings
-from search.budget import check_reachable
+from search.budget import share_of
 from search.credentials import masked
 from search.objective import Objective
 from search.space import Space
@@ -61,7 +60,7 @@ def run(settings: Settings) -> SearchResult:
     calibration = observed(settings, samples, "calibration")
     opened = open_model(settings.model)
     objective = Objective(opened.family, calibration.samples, settings.search.batch_size, settings.seed)
-    space = make_space(settings, objective.layouts, opened.tuned_for.layers, opened.pixels)
+    space = make_space(settings, objective.workload, opened.pixels)
     description = space.describe() | {
         "model": opened.tuned_for.model_dump(),
         "data": calibration.data_digest,
@@ -106,25 +105,28 @@ def run(settings: Settings) -> SearchResult:
     return SearchResult(config, Path(settings.output) / TUNED, study)
 
 
-def make_space(settings: Settings, layouts: Sequence[Layout], layers: int, pixels: Normalisation) -> Space:
+def make_space(settings: Settings, workload: Workload, pixels: Normalisation) -> Space:
     """The search space of the settings.
 
     Args:
         settings: method, budget and schedule.
-        layouts: of the images, each once.
-        layers: of the language model.
+        workload: the prompts that meet the budget together.
         pixels: mean and standard deviation of the image processor.
+
+    Raises:
+        FlowpruneError: the budget cannot be met.
     """
-    check_reachable(settings.budget.retention, layouts)
     return Space(
         method=settings.method.name,
         fixed=settings.method.fixed,
         ranges=settings.method.ranges,
-        retention=settings.budget.retention,
+        measure=settings.budget.measure,
+        budgets=settings.budget.budgets,
+        cost=share_of(workload, settings.budget.measure),
         steps=settings.search.steps,
-        layers=layers,
+        layers=workload.layers,
         positions=settings.search.positions,
-        layouts=layouts,
+        layouts=workload.layouts,
         pixels=pixels,
     )
 

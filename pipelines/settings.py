@@ -1,17 +1,20 @@
 """The composed configuration, checked once at the door: a wrong value is one sentence before any work."""
 
 import re
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from multimodal import FlowpruneError
-from multimodal.config import Positions
+from multimodal.config import Measure, Positions
 from multimodal.errors import one_sentence
 
 Stage = Literal["calibrate", "search", "validate", "export", "maps", "generate", "benchmark"]
+
+
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 
 class _Group(BaseModel):
@@ -72,9 +75,48 @@ class MethodSettings(_Group):
 
 
 class BudgetSettings(_Group):
-    """conf/budget."""
+    """conf/budget: one measure, with one budget in it or several for a search of a Pareto front."""
 
-    retention: float = Field(gt=0, le=1)
+    name: str
+    retention: list[float] | None = None
+    flops: list[float] | None = None
+    kv: list[float] | None = None
+    latency_ms: list[float] | None = None
+
+    @field_validator("retention", "flops", "kv", "latency_ms", mode="before")
+    @classmethod
+    def _each_is_a_budget(cls, value: Any, info: ValidationInfo) -> list[float]:
+        share = info.field_name != "latency_ms"
+        budgets = value if isinstance(value, list) else [value]
+        for each in budgets:
+            number = isinstance(each, int | float) and not isinstance(each, bool)
+            if not number or not 0 < each <= (1 if share else float("inf")):
+                wanted = "a share of the unpruned model's, in (0, 1]" if share else "milliseconds, above 0"
+                raise FlowpruneError(f"budget.{info.field_name} is {each!r}: give {wanted}.")
+        return sorted(set(budgets))
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> "BudgetSettings":
+        if len(self._set) != 1:
+            raise FlowpruneError(
+                f"budget has {' and '.join(self._set) or 'no measure'}: choose exactly one of {', '.join(MEASURES)}, "
+                "for example budget=flops budget.flops=0.2."
+            )
+        return self
+
+    @property
+    def _set(self) -> list[Measure]:
+        return [measure for measure in MEASURES if getattr(self, measure)]
+
+    @property
+    def measure(self) -> Measure:
+        """What is counted."""
+        return self._set[0]
+
+    @property
+    def budgets(self) -> list[float]:
+        """What is asked for, in that measure, each once, the least first."""
+        return list(getattr(self, self.measure))
 
 
 class SearchSettings(_Group):

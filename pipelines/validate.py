@@ -70,7 +70,7 @@ def run(settings: Settings) -> dict[str, Row]:
     samples = load_samples(settings.data, "heldout", settings.seed)
     cached = observed(settings, samples, "heldout")
     objective = Objective(opened.family, cached.samples, settings.search.batch_size, settings.seed)
-    space = make_space(settings, objective.layouts, opened.tuned_for.layers, opened.pixels)
+    space = make_space(settings, objective.workload, opened.pixels)
     configs = contenders(settings, space, tuned)
     answers = {name: _answers(opened, samples, config, name) for name, config in configs.items()}
     rows = _rows(samples, answers, configs, objective)

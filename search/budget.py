@@ -3,10 +3,26 @@
 import math
 from collections.abc import Callable, Sequence
 
-from multimodal import FlowpruneError
-from multimodal.layout import Layout
+from multimodal import FlowpruneError, PruningStep
+from multimodal.config import Measure
+from multimodal.costs import Workload
 
 LEAST = 1e-7  # stands for a keep ratio that leaves what a step leaves in any case
+SHARES = {"retention": "retention", "flops": "flops_share", "kv": "kv_share"}
+
+Cost = Callable[
+    [Sequence[PruningStep]], float
+]  # of a schedule, in the budget's measure; never falls as a keep ratio rises
+
+
+def share_of(workload: Workload, measure: Measure) -> Cost:
+    """What a schedule costs as a share of the unpruned model's.
+
+    Args:
+        workload: the calibration prompts, which meet the budget together.
+        measure: ``retention``, ``flops`` or ``kv``.
+    """
+    return lambda schedule: float(getattr(workload.shares(schedule), SHARES[measure]))
 
 
 def last_ratio(target: float, spans: Sequence[int], ratios: Sequence[float]) -> float:
@@ -35,49 +51,53 @@ def last_ratio(target: float, spans: Sequence[int], ratios: Sequence[float]) -> 
     return min(ratio, 1.0)
 
 
-def largest_ratio(share: Callable[[float], float], target: float) -> float:
+def largest_ratio(cost: Callable[[float], float], target: float) -> float:
     """The largest keep ratio whose cost, counted in whole tokens, does not exceed the target.
 
     Args:
-        share: cost as a share of the unpruned model's, by keep ratio; never falls as that rises.
-        target: the budget, as such a share.
+        cost: by keep ratio; never falls as that rises.
+        target: the budget.
     """
     low, high = 0.0, 1.0
-    if share(high) <= target:
+    if cost(high) <= target:
         return high
     while high - low > LEAST:
         middle = (low + high) / 2
-        low, high = (middle, high) if share(middle) <= target else (low, middle)
+        low, high = (middle, high) if cost(middle) <= target else (low, middle)
     return max(low, LEAST)
 
 
-def ratio_range(share: Callable[[float, float], float], target: float) -> tuple[float, float]:
+def ratio_range(cost: Callable[[float, float], float], target: float) -> tuple[float, float]:
     """The keep ratios that a step may take so that later ones can spend the target, in whole tokens, and not more.
 
     Args:
-        share: cost as a share of the unpruned model's, by this keep ratio and that of every later step.
-        target: the budget, as such a share.
+        cost: by this keep ratio and that of every later step.
+        target: the budget.
 
     Returns:
         Lowest and highest ratio; equal where there is no choice.
     """
-    high = largest_ratio(lambda ratio: share(ratio, LEAST), target)
-    wasteful = largest_ratio(lambda ratio: share(ratio, 1.0), target)
+    high = largest_ratio(lambda ratio: cost(ratio, LEAST), target)
+    wasteful = largest_ratio(lambda ratio: cost(ratio, 1.0), target)
     return min(wasteful + 2 * LEAST, high), high
 
 
-def check_reachable(target: float, layouts: Sequence[Layout]) -> None:
-    """Refuse a retention outside (0, 1] or below what every step leaves of an image.
+def check_reachable(measure: Measure, target: float, cost: Cost) -> None:
+    """Refuse a budget below what is left in any case, or above what keeping everything costs.
 
     Raises:
-        FlowpruneError: one sentence with the smallest that can be met.
+        FlowpruneError: one sentence with what can be met.
     """
-    if not 0 < target <= 1:
-        raise FlowpruneError(f"budget.retention is {target:g}: it must be in (0, 1].")
-    for layout in layouts:
-        least = len(layout.newlines) + 1
-        if target < least / layout.visual_tokens:
-            raise FlowpruneError(
-                f"budget.retention is {target:g}, but {least} of an image's {layout.visual_tokens} visual tokens stay "
-                f"in any case: ask for at least {math.ceil(least / layout.visual_tokens * 1e4) / 1e4:g}."
-            )
+    least, most = (cost([PruningStep(layer=0, keep_ratio=ratio)]) for ratio in (LEAST, 1.0))
+    if target < least:
+        raise FlowpruneError(
+            f"budget.{measure} is {target:g}, but {least:.4g} is left in any case (a token of each image, newline "
+            f"tokens{'' if measure == 'retention' else ', text'}): ask for at least {_rounded_up(least):g}."
+        )
+    if target > most:
+        raise FlowpruneError(f"budget.{measure} is {target:g}, but keeping everything costs {most:.4g}: ask for less.")
+
+
+def _rounded_up(value: float, digits: int = 4) -> float:
+    scale = 10.0 ** (digits - 1 - math.floor(math.log10(value)))
+    return math.ceil(value * scale * (1 - 1e-12)) / scale

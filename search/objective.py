@@ -12,9 +12,8 @@ from torch import Tensor
 from transformers import Cache
 
 from multimodal import PruningConfig, prune
-from multimodal.costs import shares
+from multimodal.costs import Workload
 from multimodal.families import Family
-from multimodal.layout import Layout
 from multimodal.observation import MeanAttention, VisionObservation
 from multimodal.prompt import Prompt, importance_maps, locate_images
 from multimodal.pruner import Pruner
@@ -40,29 +39,25 @@ class Objective:
         samples: the calibration samples.
         batch_size: samples prefilled at once.
         seed: of the order in which batches are evaluated, the same for every trial.
+
+    Attributes:
+        samples: how many samples a whole evaluation looks at.
+        workload: what schedules leave of their prompts' costs.
     """
 
     def __init__(self, family: Family, samples: Sequence[CalibrationSample], batch_size: int, seed: int) -> None:
         self.family = family
-        self._prompts = [(sample.layouts, int((~sample.is_visual).sum())) for sample in samples]
+        prompts = [(sample.layouts, int((~sample.is_visual).sum())) for sample in samples]
+        self.samples = len(samples)
+        self.workload = Workload(family.text_model.config, prompts)
         by_length = sorted(samples, key=lambda sample: len(sample.embeds))
         groups = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
         random.Random(seed).shuffle(groups)
         self.batches = [_batch(family, group) for group in groups]
 
-    @property
-    def samples(self) -> int:
-        """How many samples a whole evaluation looks at."""
-        return len(self._prompts)
-
-    @property
-    def layouts(self) -> list[Layout]:
-        """Layouts of the calibration images, each once."""
-        return list(dict.fromkeys(layout for batch in self.batches for layout in batch.prompt.layouts))
-
     def shares(self, config: PruningConfig) -> dict[str, float]:
         """Retention, and prefill FLOPs and KV bytes as shares of the unpruned model's, over all samples."""
-        return asdict(shares(self.family.text_model.config, self._prompts, config))
+        return asdict(self.workload.shares(config.schedule))
 
     @torch.inference_mode()
     def evaluate(

@@ -7,11 +7,12 @@ from typing import Any
 import optuna
 
 from multimodal import FlowpruneError, PruningConfig, PruningStep
-from multimodal.costs import kept_counts, retention
+from multimodal.config import Budget, Measure
+from multimodal.costs import kept_counts
 from multimodal.layout import Layout
 from multimodal.methods import SearchRange, make_method, method_named
 from multimodal.vision import Normalisation
-from search.budget import largest_ratio, last_ratio, ratio_range
+from search.budget import Cost, check_reachable, largest_ratio, ratio_range
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,9 @@ class Space:
         method: name of the method.
         fixed: method parameters that are not searched.
         ranges: search ranges that replace the method's own, (low, high) by parameter.
-        retention: the budget.
+        measure: of the budget.
+        budgets: what may be spent, in that measure; each trial has one of them.
+        cost: of a schedule, in that measure, over the calibration prompts.
         steps: pruning steps; the first is before the language model.
         layers: of the language model.
         positions: the choices.
@@ -35,7 +38,9 @@ class Space:
     method: str
     fixed: Mapping[str, Any]
     ranges: Mapping[str, Sequence[float]]
-    retention: float
+    measure: Measure
+    budgets: Sequence[float]
+    cost: Cost
     steps: int
     layers: int
     positions: Sequence[str]
@@ -45,6 +50,8 @@ class Space:
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= self.layers:
             raise FlowpruneError(f"search.steps is {self.steps}: choose one of 1 to the model's {self.layers} layers.")
+        for budget in self.budgets:
+            check_reachable(self.measure, budget, self.cost)
 
     @property
     def parameters(self) -> dict[str, SearchRange]:
@@ -57,13 +64,16 @@ class Space:
             "method": self.method,
             "fixed": dict(self.fixed),
             "parameters": {name: [bounds.low, bounds.high] for name, bounds in self.parameters.items()},
-            "retention": self.retention,
+            self.measure: self.budgets[0] if len(self.budgets) == 1 else list(self.budgets),
             "steps": self.steps,
             "positions": list(self.positions),
         }
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> PruningConfig:
         """The pruning config of a trial."""
+        budget = self.budgets[0]
+        if len(self.budgets) > 1:  # by number, so that a sampler sees neighbours
+            budget = self.budgets[trial.suggest_int("budget", 0, len(self.budgets) - 1)]
         values: dict[str, Any] = dict(self.fixed)
         for name, bounds in self.parameters.items():
             if method_named(self.method).model_fields[name].annotation is int:
@@ -75,7 +85,7 @@ class Space:
         positions = self.positions[0]
         if len(self.positions) > 1:
             positions = trial.suggest_categorical("positions", list(self.positions))
-        return self.config(values, self.place_steps(place), share, positions)
+        return self.config(budget, values, self.place_steps(place), share, positions)
 
     def place_steps(self, places: Sequence[float]) -> list[int]:
         """Layers of the steps, strictly increasing from 0, from numbers in [0, 1]."""
@@ -86,11 +96,12 @@ class Space:
         return layers
 
     def config(
-        self, values: Mapping[str, Any], layers: Sequence[int], shares: Sequence[float], positions: Any
+        self, budget: float, values: Mapping[str, Any], layers: Sequence[int], shares: Sequence[float], positions: Any
     ) -> PruningConfig:
         """A config on budget.
 
         Args:
+            budget: what it may spend.
             values: method parameters.
             layers: of the steps, the first 0.
             shares: for each step but the last, where in its feasible range of keep ratios it lies, in [0, 1].
@@ -98,53 +109,51 @@ class Space:
         """
         ratios: list[float] = []
         for share in shares:
-            low, high = self._range(layers, ratios)
+            low, high = self._range(budget, layers, ratios)
             ratios.append(min(low + share * (high - low), high))
-        return self._config(values, self.schedule(layers, ratios), positions)
+        return self._config(budget, values, self.schedule(budget, layers, ratios), positions)
 
     def on_budget(
-        self, values: Mapping[str, Any], layers: Sequence[int], ratios: Sequence[float], positions: Any
+        self, budget: float, values: Mapping[str, Any], layers: Sequence[int], ratios: Sequence[float], positions: Any
     ) -> PruningConfig:
-        """A config of chosen keep ratios, but for the last, which is solved from the budget.
+        """A config of chosen keep ratios, met as nearly as the budget allows, but for the last, which is solved.
 
         Args:
+            budget: what it may spend.
             values: method parameters.
             layers: of the steps, the first 0.
-            ratios: keep ratios of the steps but the last, met as nearly as whole tokens allow.
+            ratios: keep ratios of the steps but the last.
             positions: ``compact`` or ``original``.
-
-        Raises:
-            FlowpruneError: no last ratio in (0, 1] meets the budget.
         """
-        spans = [end - layer for layer, end in zip(layers, [*layers[1:], self.layers], strict=True)]
-        last_ratio(self.retention, spans, ratios)
         feasible: list[float] = []
         for ratio in ratios:
-            low, high = self._range(layers, feasible)
+            low, high = self._range(budget, layers, feasible)
             feasible.append(min(max(ratio, low), high))
-        return self._config(values, self.schedule(layers, feasible), positions)
+        return self._config(budget, values, self.schedule(budget, layers, feasible), positions)
 
-    def schedule(self, layers: Sequence[int], ratios: Sequence[float]) -> list[PruningStep]:
+    def schedule(self, budget: float, layers: Sequence[int], ratios: Sequence[float]) -> list[PruningStep]:
         """Steps whose last keep ratio spends the budget to the last whole token, and not more."""
-        last = largest_ratio(lambda last: self._retention(layers, [*ratios, last]), self.retention)
+        last = largest_ratio(lambda last: self.cost(_steps(layers, [*ratios, last])), budget)
         return _steps(layers, [*ratios, last])
 
-    def _range(self, layers: Sequence[int], ratios: Sequence[float]) -> tuple[float, float]:
+    def _range(self, budget: float, layers: Sequence[int], ratios: Sequence[float]) -> tuple[float, float]:
         """Lowest and highest keep ratio of the step after ``ratios``."""
         later = len(layers) - len(ratios) - 1
-        return ratio_range(
-            lambda ratio, rest: self._retention(layers, [*ratios, ratio, *[rest] * later]), self.retention
-        )
+        return ratio_range(lambda ratio, rest: self.cost(_steps(layers, [*ratios, ratio, *[rest] * later])), budget)
 
-    def _retention(self, layers: Sequence[int], ratios: Sequence[float]) -> float:
-        return retention(self.layouts, _steps(layers, ratios), self.layers)
-
-    def _config(self, values: Mapping[str, Any], schedule: list[PruningStep], positions: Any) -> PruningConfig:
+    def _config(
+        self, budget: float, values: Mapping[str, Any], schedule: list[PruningStep], positions: Any
+    ) -> PruningConfig:
         method = make_method({"name": self.method, **values})
         for layout in self.layouts:
             method = method.fitted(layout, kept_counts(layout, schedule)[0] - len(layout.newlines))
         return PruningConfig(
-            method=method, schedule=schedule, positions=positions, image_mean=self.pixels[0], image_std=self.pixels[1]
+            method=method,
+            schedule=schedule,
+            positions=positions,
+            image_mean=self.pixels[0],
+            image_std=self.pixels[1],
+            budget=Budget(measure=self.measure, asked=budget, met=self.cost(schedule)),
         )
 
 

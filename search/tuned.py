@@ -6,7 +6,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from multimodal import PruningConfig
-from multimodal.config import Budget, Provenance, TunedModel
+from multimodal.config import Provenance, TunedModel
 
 VERSIONS = {package: version(package) for package in ("flowprune", "torch", "transformers")}
 
@@ -23,7 +23,6 @@ def tuned_config(study: optuna.Study, trial: FrozenTrial) -> PruningConfig:
     return PruningConfig(**facts["config"]).model_copy(
         update={
             "model": TunedModel(**settings["model"]),
-            "budget": Budget(asked=settings["retention"], met=facts["retention"]),
             "provenance": Provenance(
                 study=study.study_name,
                 trial=trial.number,

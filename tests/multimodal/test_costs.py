@@ -131,7 +131,7 @@ def test_shares_of_many_prompts() -> None:
     text = tiny("llava_clip").config.text_config
     prompts = [([TEN], 3), ([TEN, ROWS], 8), ([TEN], 3), ([ROWS], 3)]
     chosen = config([(1, 0.5)])
-    shares = costs.shares(text, prompts, chosen)
+    shares = costs.Workload(text, prompts).shares(chosen.schedule)
     for name, share in (("prefill_flops", shares.flops_share), ("kv_bytes", shares.kv_share)):
         pruned = sum(getattr(costs.estimate(text, *prompt, chosen), name) for prompt in prompts)
         full = sum(getattr(costs.estimate(text, *prompt), name) for prompt in prompts)

@@ -27,8 +27,11 @@ def no_model(monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["budget.retention=1.2"], r"budget\.retention is 1\.2: input should be less than or equal to 1"),
-        (["budget.retention=0"], r"budget\.retention is 0: input should be greater than 0"),
+        (["budget.retention=1.2"], r"budget\.retention is 1\.2: give a share of the unpruned model's, in \(0, 1\]"),
+        (["budget.retention=0"], r"budget\.retention is 0: give a share"),
+        (["budget=kv", "budget.kv=[0.5,yes]"], r"budget\.kv is 'yes': give a share"),
+        (["budget=flops", "+budget.kv=0.3"], r"budget has flops and kv: choose exactly one of retention, flops, kv, "),
+        (["budget=flops", "~budget.flops", "budget.name=x"], r"budget has no measure: choose exactly one"),
         (["search.trials=abc"], r"search\.trials is 'abc': input should be a valid integer"),
         (
             ["search.positions=[sideways]"],

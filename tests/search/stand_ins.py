@@ -8,25 +8,34 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 
 from multimodal import PruningConfig
+from multimodal.costs import Workload
 from multimodal.layout import Layout
+from search.budget import share_of
 from search.space import Space
 from search.study import open_study, run_worker, sqlite_storage
 from search.tracking import Tracker, connect
 
 SETTINGS = {"method": "vflowopt", "retention": 0.25, "data": "abc"}
+WORKLOAD = Workload(
+    SimpleNamespace(num_hidden_layers=6, hidden_size=12, intermediate_size=20, num_attention_heads=3),
+    [([Layout(((8, 8),))], 5)],
+)
 SPACE = Space(
     method="vflowopt",
     fixed={"vision_layer": -1},
     ranges={},
-    retention=0.25,
+    measure="retention",
+    budgets=[0.25],
+    cost=share_of(WORKLOAD, "retention"),
     steps=2,
     layers=6,
     positions=["compact", "original"],
-    layouts=[Layout(((8, 8),))],
+    layouts=WORKLOAD.layouts,
     pixels=((0.5,) * 3, (0.5,) * 3),
 )
 

@@ -1,7 +1,8 @@
 """Schedules are on budget: by hand, and by counting whole tokens for any suggestion."""
 
 import math
-from itertools import pairwise
+import re
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multimodal import FlowpruneError
+from multimodal.costs import Workload
 from multimodal.layout import Layout
-from search.budget import check_reachable, largest_ratio, last_ratio, ratio_range
+from search.budget import check_reachable, largest_ratio, last_ratio, ratio_range, share_of
 from search.space import Space
 
 PIXELS = ((0.5,) * 3, (0.5,) * 3)
@@ -76,12 +78,30 @@ def counts_of(layout: Layout, ratios: list[float]) -> list[int]:
     return counts
 
 
-def retention_of(layouts: list[Layout], layers: list[int], depth: int, counts: list[list[int]]) -> float:
-    seen = 0
-    for image, left in zip(layouts, counts, strict=True):
-        seen += layers[0] * image.visual_tokens
-        seen += sum((end - at) * n for (at, end), n in zip(pairwise([*layers, depth]), left, strict=True))
-    return seen / (depth * sum(image.visual_tokens for image in layouts))
+def text_config(layers: int) -> SimpleNamespace:
+    return SimpleNamespace(num_hidden_layers=layers, hidden_size=12, intermediate_size=20, num_attention_heads=3)
+
+
+def costs_of(measure: str, tokens: int, text: int) -> int:
+    """A layer's part of one prompt's cost."""
+    if measure == "retention":
+        return tokens
+    if measure == "kv":
+        return tokens + text
+    weights = 4 * 12 * 12 + 3 * 12 * 20
+    return 2 * (tokens + text) * weights + 2 * (tokens + text) ** 2 * 12
+
+
+def share(measure: str, prompts: list, layers: list[int], depth: int, ratios: list[float]) -> float:
+    """Of the unpruned model's cost, prompt by prompt and layer by layer."""
+    spent = full = 0
+    for images, text in prompts:
+        counts = [[image.visual_tokens, *counts_of(image, ratios)] for image in images]
+        for layer in range(depth):
+            step = sum(at <= layer for at in layers)
+            spent += costs_of(measure, sum(left[step] for left in counts), text)
+            full += costs_of(measure, sum(left[0] for left in counts), text)
+    return spent / full
 
 
 @st.composite
@@ -96,40 +116,42 @@ def image_layouts(draw) -> Layout:
 
 
 @st.composite
-def spaces(draw) -> Space:
+def workloads(draw) -> tuple[list, Workload]:
+    """Prompts, some alike, some with two images; and the same as the search sees them."""
     layouts = draw(st.lists(image_layouts(), min_size=1, max_size=3, unique=True))
-    least = max((len(image.newlines) + 1) / image.visual_tokens for image in layouts)
-    layers = draw(st.integers(1, 14))
-    steps = draw(st.integers(1, min(layers, 4)))
-    target = draw(st.one_of(st.floats(least, 1), st.just(1.0), st.just(least)))
-    return Space("uniform", {}, {}, target, steps, layers, ["original"], layouts, PIXELS)
+    images = st.lists(st.sampled_from(layouts), min_size=1, max_size=2)
+    prompts = draw(st.lists(st.tuples(images, st.integers(0, 30)), min_size=1, max_size=4))
+    return prompts, Workload(text_config(draw(st.integers(1, 14))), prompts)
 
 
-@settings(max_examples=120, deadline=None)
-@given(spaces(), st.data())
-def test_every_suggestion_is_on_budget(space, data):
+@settings(max_examples=150, deadline=None)
+@given(workloads(), st.sampled_from(["retention", "flops", "kv"]), st.integers(1, 4), unit, st.data())
+def test_every_suggestion_is_on_budget(workload, measure, steps, where, data):
+    prompts, counted = workload
+    depth, steps = counted.layers, min(steps, counted.layers)
+    least = share(measure, prompts, [0], depth, [1e-9])
+    target = least + where * (1 - least)
+    cost = share_of(counted, measure)
+    space = Space("uniform", {}, {}, measure, [target], cost, steps, depth, ["original"], counted.layouts, PIXELS)
     names = [f"place_{n}" for n in range(1, space.steps)] + [f"share_{n}" for n in range(space.steps - 1)]
     trial = optuna.trial.FixedTrial({name: data.draw(unit, name) for name in names})
-    schedule = space.suggest(trial).schedule
-    layers, ratios = [step.layer for step in schedule], [step.keep_ratio for step in schedule]
+    config = space.suggest(trial)
+    layers, ratios = [step.layer for step in config.schedule], [step.keep_ratio for step in config.schedule]
     assert layers[0] == 0 and layers == sorted(set(layers)) and layers[-1] < space.layers
     assert all(0 < ratio <= 1 for ratio in ratios)
 
-    layouts = list(space.layouts)
-    counts = [counts_of(image, ratios) for image in layouts]
-    met = retention_of(layouts, layers, space.layers, counts)
-    assert met <= space.retention + 1e-12
+    met = share(measure, prompts, layers, depth, ratios)
+    assert config.budget.model_dump() == {"measure": measure, "asked": target, "met": pytest.approx(met)}
+    assert config.budget.met <= target and met <= target + 1e-12
     # the last step keeps all that the budget allows: at the next larger ratio that keeps a token more, it is over
     more = []
-    for image, left in zip(layouts, counts, strict=True):
+    for image in counted.layouts:
+        left = counts_of(image, ratios)
         before = left[-2] if len(left) > 1 else image.visual_tokens
         more += [(count + 0.5) / before for count in range(left[-1], before) if count > len(image.newlines)]
     more = [ratio + 1e-9 for ratio in more if ratio > ratios[-1] + 1e-6]
     if more:
-        grown = [counts_of(image, [*ratios[:-1], min(more)]) for image in layouts]
-        assert retention_of(layouts, layers, space.layers, grown) > space.retention
-    if more and len(layouts) == 1:
-        assert space.retention - met < (space.layers - layers[-1]) / (space.layers * layouts[0].visual_tokens) + 1e-9
+        assert share(measure, prompts, layers, depth, [*ratios[:-1], min(more)]) > target
 
 
 @settings(max_examples=60, deadline=None)
@@ -151,20 +173,28 @@ def test_ratio_range_is_what_counting_finds(tokens, spans, data):
     assert counts_of(image, [low])[0] <= counts_of(image, [high])[0] == fits[-1]
 
 
+GRID, LINES = Layout(((4, 4),)), Layout(((2, 3),), (3, 7))
+
+
 @pytest.mark.parametrize(
-    ("target", "layouts", "message"),
+    ("measure", "target", "prompts", "message"),
     [
-        (1.2, [Layout(((4, 4),))], r"budget\.retention is 1\.2: it must be in \(0, 1\]"),
-        (0.0, [Layout(((4, 4),))], r"budget\.retention is 0: it must be in \(0, 1\]"),
-        (0.05, [Layout(((4, 4),))], r"1 of an image's 16 visual tokens stay in any case: ask for at least 0\.0625"),
-        (0.1, [Layout(((9, 9),)), Layout(((2, 3),), (3, 7))], r"3 of an image's 8 .* at least 0\.375"),
+        ("retention", 1.2, [([GRID], 4)], r"retention is 1\.2, but keeping everything costs 1: ask for less"),
+        ("retention", 0.05, [([GRID], 4)], r"0\.0625 is left in any case \(a token of each image, newline tokens\): "),
+        ("retention", 0.1, [([GRID, LINES], 0)], r"0\.1667 is left .*: ask for at least 0\.1667"),  # 4 of 24
+        ("kv", 0.2, [([GRID], 4)], r"kv is 0\.2, but 0\.25 is left .*newline tokens, text\): ask for at least 0\.25"),
+        ("kv", 0.1, [([GRID], 4), ([GRID], 0)], r"at least 0\.1667"),  # 6 of 36
     ],
 )
-def test_unreachable_budgets_are_refused(target, layouts, message):
+def test_unreachable_budgets_are_refused(measure, target, prompts, message):
+    cost = share_of(Workload(text_config(3), prompts), measure)
     with pytest.raises(FlowpruneError, match=message):
-        check_reachable(target, layouts)
+        check_reachable(measure, target, cost)
 
 
 def test_the_least_reachable_budget_is_accepted():
-    check_reachable(1 / 49, [Layout(((7, 7),))])
-    check_reachable(0.375, [Layout(((2, 3),), (3, 7))])
+    for measure in ("retention", "flops", "kv"):
+        cost = share_of(Workload(text_config(3), [([GRID, LINES], 2)]), measure)
+        with pytest.raises(FlowpruneError) as refused:
+            check_reachable(measure, 1e-4, cost)
+        check_reachable(measure, float(re.search(r"at least ([\d.]+)\.", str(refused.value))[1]), cost)

@@ -1,6 +1,7 @@
 """The search space: what is searched comes from the methods themselves, and everything suggested is a valid config."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Annotated, Literal
 
 import optuna
@@ -9,11 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multimodal import FlowpruneError
+from multimodal.costs import Workload
 from multimodal.layout import Layout
 from multimodal.methods import Method, SearchRange
 from multimodal.methods.vflowopt import VFlowOpt
+from search.budget import share_of
 from search.space import Space, flat_parameters, searched_parameters, vision_layers
 
+TEXT = {"hidden_size": 12, "intermediate_size": 20, "num_attention_heads": 3}
 PIXELS = ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
 GRID = Layout(((8, 8),))
 DECLARED = {
@@ -23,16 +27,19 @@ DECLARED = {
 }
 
 
-def space(**changes) -> Space:
+def space(layouts=(GRID,), layers: int = 9, **changes) -> Space:
+    workload = Workload(SimpleNamespace(num_hidden_layers=layers, **TEXT), [([layout], 0) for layout in layouts])
     settings = {
         "method": "vflowopt",
         "fixed": {},
         "ranges": {},
-        "retention": 0.25,
+        "measure": "retention",
+        "budgets": [0.25],
+        "cost": share_of(workload, "retention"),
         "steps": 3,
-        "layers": 9,
+        "layers": layers,
         "positions": ["compact", "original"],
-        "layouts": [GRID],
+        "layouts": workload.layouts,
         "pixels": PIXELS,
     }
     return Space(**(settings | changes))
@@ -113,7 +120,7 @@ def sides_of(layout: Layout) -> set[float]:
 @pytest.mark.parametrize("retention", [0.2, 0.5])
 def test_recycling_cell_is_raised_only_as_far_as_needed(layouts, retention):
     raised = 0
-    for trial, config in suggested(space(layouts=layouts, retention=retention), trials=40):
+    for trial, config in suggested(space(layouts=layouts, budgets=[retention]), trials=40):
         cell, asked = config.method.recycling_cell, trial.params["recycling_cell"]
         ratio = config.schedule[0].keep_ratio
         counts = [int(ratio * image.visual_tokens + 0.5) - len(image.newlines) for image in layouts]
@@ -179,6 +186,15 @@ def test_a_users_own_method_is_searched_without_other_change():
 )
 def test_vision_layers(method, fixed, ranges, expected):
     assert vision_layers(method, fixed, ranges) == expected
+
+
+def test_a_trial_has_one_of_the_budgets_and_its_config_says_which():
+    several = space(budgets=[0.1, 0.25, 0.5])
+    found = [(trial.params["budget"], config.budget) for trial, config in suggested(several, trials=30)]
+    assert {number for number, _ in found} == {0, 1, 2}
+    for number, budget in found:
+        assert budget.asked == several.budgets[number] and budget.asked - 0.03 < budget.met <= budget.asked
+    assert several.describe()["retention"] == [0.1, 0.25, 0.5] and space().describe()["retention"] == 0.25
 
 
 def test_flat_parameters_are_plain_and_complete():
