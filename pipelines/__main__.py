@@ -1,14 +1,10 @@
 """The command line: a thin Hydra app that checks the configuration and runs its stages in order."""
 
 import importlib
-import logging
 import os
 import sys
-import warnings
 
 import hydra
-import optuna
-import transformers
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -16,6 +12,7 @@ from rich.markup import escape
 
 from multimodal import FlowpruneError
 from pipelines.console import console
+from pipelines.quiet import quieten_libraries
 from pipelines.settings import check_settings, register_resolvers
 
 USER_ERROR, CRASH = 2, 70
@@ -27,7 +24,7 @@ def app(cfg: DictConfig) -> None:
     try:
         settings = check_settings(cfg)
         if "search" in settings.stages:  # said before other stages spend their time
-            importlib.import_module("search.tracking").connect(settings.tracking.uri)
+            importlib.import_module("pipelines.search").check(settings)
         for stage in settings.stages:
             console.rule(f"[bold]{stage}")
             importlib.import_module(f"pipelines.{stage}").run(settings)
@@ -40,16 +37,6 @@ def app(cfg: DictConfig) -> None:
     except Exception:
         console.print_exception()
         sys.exit(CRASH)
-
-
-def quieten_libraries() -> None:
-    """Leave the terminal to flowprune: no progress bars or notices of the libraries below."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("urllib3").setLevel(logging.ERROR)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def main() -> None:

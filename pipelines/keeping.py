@@ -3,24 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import optuna
 from rich.markup import escape
 
 from multimodal import FlowpruneError
 from pipelines.console import console
 from pipelines.settings import Settings
-from search.study import sqlite_storage
+from pipelines.storage import known_study
 from search.tracking import log_to_study, trials_page
-
-
-def known_study(settings: Settings) -> optuna.Study | None:
-    """The settings' study, if it exists."""
-    if not Path(settings.storage.path).exists():
-        return None
-    storage = sqlite_storage(Path(settings.storage.path))
-    if settings.study not in optuna.get_all_study_names(storage):
-        return None
-    return optuna.load_study(study_name=settings.study, storage=storage)
 
 
 def keep_with_study(settings: Settings, paths: Sequence[Path], folder: str | None = None) -> None:

@@ -1,9 +1,12 @@
 """Stage search: find the config of least discrepancy under the budget, every trial tracked in MLflow."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
+from mlflow.tracking import MlflowClient
 from optuna.trial import FrozenTrial
 from rich.markup import escape
 
@@ -11,25 +14,21 @@ from multimodal import PruningConfig
 from multimodal.costs import Workload
 from multimodal.vision import Normalisation
 from pipelines.calibrate import observed
-from pipelines.console import console, progress_bar
+from pipelines.cluster import check_pairing, follow, launch
+from pipelines.console import console
 from pipelines.data import load_samples
 from pipelines.opened import open_model
+from pipelines.progress import study_progress
 from pipelines.results import RESULTS, TUNED, write_results
 from pipelines.settings import Settings
+from pipelines.storage import named, open_storage
 from search.budget import share_of
 from search.credentials import masked
 from search.objective import Objective
+from search.queue import fill
+from search.reaper import Reaper
 from search.space import Space
-from search.study import (
-    best_trial,
-    done_trials,
-    fail_dead_trials,
-    interruptible,
-    open_study,
-    run_worker,
-    sqlite_storage,
-    stopped_early,
-)
+from search.study import best_trial, done_trials, interruptible, open_study, run_worker
 from search.tracking import Tracker, connect, trial_metrics
 
 
@@ -52,10 +51,59 @@ def run(settings: Settings) -> SearchResult:
     """Run the study to its target, or go on with it.
 
     Raises:
-        FlowpruneError: bad settings, an unreachable tracking store, a study of other settings.
+        FlowpruneError: bad settings, an unreachable storage or tracking store, a study of other settings.
     """
-    client = connect(settings.tracking.uri)
-    storage = sqlite_storage(Path(settings.storage.path))
+    client = check(settings)
+    search = join(settings)
+    study, target = search.study, settings.search.trials
+    dead = Reaper(study, target).reap()
+    if dead:
+        console.print(f"[yellow]trials {dead} were left by a process that died: failed, and queued once more[/]")
+    with tracked(settings, client, study) as tracker:
+        if settings.cluster.kind == "none":
+            with interruptible(study, target), study_progress(study, target) as show:
+                work(search, target, tracker, show)
+        elif len(done_trials(study)) < target:
+            fill(study, target)
+            launch(settings, target - len(done_trials(study)))
+            follow(settings, study)
+        return conclude(settings, study, tracker)
+
+
+def check(settings: Settings) -> MlflowClient:
+    """Say what would keep a search from running, before anything expensive.
+
+    Returns:
+        A client of the tracking store.
+
+    Raises:
+        FlowpruneError: settings that do not go together, an unreachable storage or tracking store.
+    """
+    check_pairing(settings)
+    open_storage(settings.storage)
+    return connect(settings.tracking.uri)
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a worker works with."""
+
+    study: optuna.Study
+    space: Space
+    objective: Objective
+
+
+def join(settings: Settings, worker: int = 0) -> Search:
+    """Open everything that trials need, and the study, which is created if need be.
+
+    Args:
+        settings: of the run.
+        worker: number of this worker among those of the study.
+
+    Raises:
+        FlowpruneError: bad settings, an unreachable storage, a study of other settings.
+    """
+    storage = open_storage(settings.storage)
     samples = load_samples(settings.data, "calibration", settings.seed)
     calibration = observed(settings, samples, "calibration")
     opened = open_model(settings.model)
@@ -78,29 +126,61 @@ def run(settings: Settings) -> SearchResult:
         settings.search.startup,
         settings.seed,
         settings.search.early_stopping,
+        worker,
     )
-    dead = fail_dead_trials(study)
-    if dead:
-        console.print(f"[yellow]trials {dead} were left by a process that died: failed, and queued once more[/]")
+    return Search(study, space, objective)
+
+
+def work(search: Search, target: int, tracker: Tracker, show: Callable[[], None] = lambda: None) -> None:
+    """Run trials until the study has that many, whoever ran them.
+
+    Args:
+        search: from :func:`join`.
+        target: finished trials of the study.
+        tracker: told of each trial.
+        show: called after each trial that ends here.
+    """
+
+    def on_end(trial: FrozenTrial) -> None:
+        tracker.end_trial(trial)
+        show()
+
+    run_worker(
+        search.study,
+        search.space,
+        search.objective,
+        target,
+        lambda trial: tracker.start_trial(trial.number),
+        on_end,
+    )
+
+
+@contextmanager
+def tracked(settings: Settings, client: MlflowClient, study: optuna.Study) -> Iterator[Tracker]:
+    """Keep MLflow in step with the study inside the block; what a lost server misses is said, and stops nothing."""
     artifacts = settings.tracking.artifacts
-    tracker = Tracker(client, study, settings.tracking.experiment, description, Path(artifacts) if artifacts else None)
+    parameters = study.user_attrs["settings"]
+    tracker = Tracker(client, study, settings.tracking.experiment, parameters, Path(artifacts) if artifacts else None)
     status = "FAILED"
     try:
-        with interruptible(study):
-            _run_trials(settings, study, space, objective, tracker)
-        config = write_results(settings, study)
-        for name in RESULTS:
-            tracker.log_artifact(Path(settings.output) / name)
-        tracker.log_metrics(trial_metrics(best_trial(study)))
+        yield tracker
         status = "FINISHED"
     finally:
         tracker.close(status)
         if tracker.lost:
             console.print(
                 f"[yellow]MLflow at {masked(settings.tracking.uri)} was lost ({escape(tracker.lost)}); trials are safe "
-                f"in {settings.storage.path} and will be logged by the next run of this study.[/]"
+                f"in {named(settings.storage)} and will be logged by the next run of this study.[/]"
             )
+
+
+def conclude(settings: Settings, study: optuna.Study, tracker: Tracker) -> SearchResult:
+    """Write what the study found, and keep it with its run."""
+    config = write_results(settings, study)
+    for name in RESULTS:
+        tracker.log_artifact(Path(settings.output) / name)
     best = best_trial(study)
+    tracker.log_metrics(trial_metrics(best))
     console.print(f"best of {len(done_trials(study))} trials: discrepancy {best.value:.4f} (trial {best.number})")
     return SearchResult(config, Path(settings.output) / TUNED, study)
 
@@ -129,20 +209,3 @@ def make_space(settings: Settings, workload: Workload, pixels: Normalisation) ->
         layouts=workload.layouts,
         pixels=pixels,
     )
-
-
-def _run_trials(settings: Settings, study: optuna.Study, space: Space, objective: Objective, tracker: Tracker) -> None:
-    with progress_bar() as progress:
-        task = progress.add_task("searching", total=settings.search.trials, completed=len(done_trials(study)))
-
-        def on_end(trial: FrozenTrial) -> None:
-            tracker.end_trial(trial)
-            done = done_trials(study)
-            complete = [t.value for t in done if not stopped_early(t) and t.value is not None]
-            best = f", best {min(complete):.4f}" if complete else ""
-            description = f"searching ({len(done) - len(complete)} stopped early{best})"
-            progress.update(task, completed=len(done), description=description)
-
-        run_worker(
-            study, space, objective, settings.search.trials, lambda trial: tracker.start_trial(trial.number), on_end
-        )

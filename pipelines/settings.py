@@ -1,7 +1,7 @@
 """The composed configuration, checked once at the door: a wrong value is one sentence before any work."""
 
 import re
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -11,7 +11,7 @@ from multimodal import FlowpruneError
 from multimodal.config import Measure, Positions
 from multimodal.errors import one_sentence
 
-Stage = Literal["calibrate", "search", "validate", "export", "maps", "generate", "benchmark"]
+Stage = Literal["calibrate", "search", "validate", "export", "maps", "generate", "benchmark", "watch", "cancel"]
 
 
 MEASURES: tuple[Measure, ...] = get_args(Measure)
@@ -131,10 +131,48 @@ class SearchSettings(_Group):
     batch_size: int = Field(ge=1)
 
 
-class StorageSettings(_Group):
-    """conf/storage."""
+class FileStorage(_Group):
+    """conf/storage/sqlite.yaml and journal.yaml."""
 
+    kind: Literal["sqlite", "journal"]
     path: str
+
+
+class PostgresStorage(_Group):
+    """conf/storage/postgres.yaml; the password is no setting."""
+
+    kind: Literal["postgres"]
+    host: str
+    port: int
+    database: str
+    user: str | None
+
+
+class GrpcStorage(_Group):
+    """conf/storage/grpc.yaml."""
+
+    kind: Literal["grpc"]
+    host: str
+    port: int
+
+
+StorageSettings = Annotated[FileStorage | PostgresStorage | GrpcStorage, Field(discriminator="kind")]
+
+
+class NoCluster(_Group):
+    """conf/cluster/none.yaml."""
+
+    kind: Literal["none"]
+
+
+class LocalCluster(_Group):
+    """conf/cluster/local.yaml."""
+
+    kind: Literal["local"]
+    workers: int = Field(ge=1)
+
+
+ClusterSettings = Annotated[NoCluster | LocalCluster, Field(discriminator="kind")]
 
 
 class TrackingSettings(_Group):
@@ -179,6 +217,7 @@ class Settings(_Group):
     budget: BudgetSettings
     search: SearchSettings
     storage: StorageSettings
+    cluster: ClusterSettings
     tracking: TrackingSettings
     stages: list[Stage] = Field(min_length=1)
     study: str = Field(min_length=1)

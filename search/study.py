@@ -1,53 +1,31 @@
-"""The Optuna study: storage, sampler, trial stopping, resume, and trials whose worker died."""
+"""The Optuna study: sampler, trial stopping, resume, and the worker that runs its trials."""
 
 import hashlib
 import json
 import math
-import os
-import socket
+import random
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event
-from sqlalchemy.exc import SQLAlchemyError
 
 from multimodal import FlowpruneError
 from search.objective import Objective
+from search.queue import claim, fill, put_back
+from search.reaper import Reaper, heartbeat, whoami
 from search.space import Space, flat_parameters
 
-WORKER = f"{socket.gethostname()}:{os.getpid()}"
+CRASHES = 3  # trials in a row that end with an error, after which a worker gives up
 
 
 def digest(description: Mapping[str, Any]) -> str:
     """A short digest of plain data, to tell whether two searches or caches are the same."""
     return hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def sqlite_storage(path: Path) -> optuna.storages.BaseStorage:
-    """A study file for one worker on one host.
-
-    Raises:
-        FlowpruneError: the file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
-    except (OSError, SQLAlchemyError) as error:
-        reason = str(error).splitlines()[0]
-        raise FlowpruneError(f"The study file {path} cannot be written ({reason}): set storage.path=FILE.") from error
-
-    @event.listens_for(storage.engine, "connect")
-    def _fast_commits(connection: Any, _: Any) -> None:
-        # with a write-ahead log a commit survives the process without waiting for the disk
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-
-    storage.engine.dispose()
-    return storage
 
 
 def make_sampler(name: str, seed: int, startup: int) -> optuna.samplers.BaseSampler:
@@ -73,6 +51,7 @@ def open_study(
     startup: int = 10,
     seed: int = 0,
     early_stopping: bool = True,
+    worker: int = 0,
 ) -> optuna.Study:
     """Create a study or go on with it.
 
@@ -84,16 +63,19 @@ def open_study(
         startup: random trials before the sampler models anything.
         seed: of the sampler; the same seed gives the same trials.
         early_stopping: whether clearly worse trials stop after a few samples.
+        worker: number of this worker among those of one launch; each has a seed of its own.
 
     Raises:
         FlowpruneError: it exists with other settings.
     """
     existing = name in optuna.get_all_study_names(storage)
-    trials = len(storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)) if existing else 0
+    trials = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False) if existing else []
+    begun = sum(trial.state != TrialState.WAITING for trial in trials)
+    own_seed = int(np.random.SeedSequence([seed, begun, worker]).generate_state(1)[0])
     study = optuna.create_study(
         storage=storage,
         study_name=name,
-        sampler=make_sampler(sampler, seed + trials, startup),
+        sampler=make_sampler(sampler, own_seed, startup),
         pruner=optuna.pruners.WilcoxonPruner(p_threshold=0.1) if early_stopping else optuna.pruners.NopPruner(),
         load_if_exists=True,
     )
@@ -106,36 +88,6 @@ def open_study(
         was = ", ".join(f"{key} was {known.get(key)} and is {plain.get(key)}" for key in changed)
         raise FlowpruneError(f"Study {name!r} exists with other settings ({was}): choose another study=NAME.")
     return study
-
-
-def fail_dead_trials(study: optuna.Study) -> list[int]:
-    """Fail the running trials of this host's dead processes and queue their parameters once more.
-
-    Returns:
-        Their numbers.
-    """
-    dead = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        host, _, process = trial.user_attrs.get("worker", WORKER).rpartition(":")
-        if host != socket.gethostname() or _alive(int(process)):
-            continue
-        study.tell(trial.number, state=TrialState.FAIL)
-        if "retry_of" not in trial.user_attrs:
-            study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
-        dead.append(trial.number)
-    return dead
-
-
-def _alive(process: int) -> bool:
-    if process == os.getpid():
-        return False  # a trial that this process left behind before this call
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def done_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -181,16 +133,16 @@ def run_worker(
         objective: what they measure.
         trials: the study's target.
         on_start: told of each trial that starts here.
-        on_end: told of each trial that ends here, unless with an error.
+        on_end: told of each trial that is done here.
 
     Raises:
-        FlowpruneError: a discrepancy is not a finite number.
+        FlowpruneError: a discrepancy is not a finite number, or the storage was lost for long.
+        Exception: what ended several trials in a row.
     """
 
     may_stop = not isinstance(study.pruner, optuna.pruners.NopPruner)  # each report is a transaction
 
     def evaluate(trial: optuna.Trial) -> float:
-        trial.set_user_attr("worker", WORKER)
         on_start(trial)
         config = space.suggest(trial)
         note(trial, config=config.model_dump(mode="json"), parameters=flat_parameters(config))
@@ -219,13 +171,32 @@ def run_worker(
             )
         return discrepancy
 
-    def stop_at_target(study: optuna.Study, trial: FrozenTrial) -> None:
-        on_end(trial)
-        if len(done_trials(study)) >= trials:
-            study.stop()
-
-    if len(done_trials(study)) < trials:
-        study.optimize(evaluate, callbacks=[stop_at_target])
+    reaper, crashes = Reaper(study, trials), 0
+    while len(done_trials(study)) < trials:
+        reaper.reap()
+        claimed = claim(study, trials, whoami())
+        if claimed is None:
+            if not fill(study, trials):
+                time.sleep(random.uniform(0.2, 1.0))  # the last trials run elsewhere, and may yet come back
+            continue
+        try:
+            with heartbeat(study, claimed):
+                discrepancy = evaluate(optuna.Trial(study, claimed._trial_id))
+            told = study.tell(claimed.number, discrepancy, skip_if_finished=True)
+        except UpdateFinishedTrialError:
+            continue  # silent for so long that it was taken for dead, and the slot given to another worker
+        except FlowpruneError:
+            study.tell(claimed.number, state=TrialState.FAIL, skip_if_finished=True)
+            raise
+        except Exception as error:
+            put_back(study, claimed, trials, f"{type(error).__name__}: {error}")
+            crashes += 1
+            if crashes == CRASHES:
+                raise
+            continue
+        crashes = 0
+        if told.state == TrialState.COMPLETE:
+            on_end(told)
 
 
 class _ClearlyWorse(Exception):
@@ -255,10 +226,10 @@ def note(trial: optuna.Trial, **attributes: Any) -> None:
 
 
 @contextmanager
-def interruptible(study: optuna.Study) -> Iterator[None]:
-    """Leave no trial running when this process is interrupted."""
+def interruptible(study: optuna.Study, trials: int) -> Iterator[None]:
+    """Leave no trial running when this process is interrupted; ``trials`` is the study's target."""
     try:
         yield
     except KeyboardInterrupt:
-        fail_dead_trials(study)
+        Reaper(study, trials).reap()
         raise

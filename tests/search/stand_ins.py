@@ -17,7 +17,8 @@ from multimodal.costs import Workload
 from multimodal.layout import Layout
 from search.budget import share_of
 from search.space import Space
-from search.study import open_study, run_worker, sqlite_storage
+from search.storages import sqlite_storage
+from search.study import open_study, run_worker
 from search.tracking import Tracker, connect
 
 SETTINGS = {"method": "vflowopt", "retention": 0.25, "data": "abc"}

@@ -12,15 +12,15 @@ from optuna.trial import TrialState
 from stand_ins import SETTINGS, StandIn, make_study, work
 
 from multimodal import FlowpruneError
+from search.queue import claim
+from search.reaper import Reaper
+from search.storages import sqlite_storage
 from search.study import (
-    WORKER,
     best_trial,
     digest,
     done_trials,
-    fail_dead_trials,
     interruptible,
     open_study,
-    sqlite_storage,
     stopped_early,
 )
 
@@ -28,7 +28,8 @@ DEAD = f"{socket.gethostname()}:{2**22 + 7}"  # above the largest process id
 
 
 def states(study: optuna.Study) -> list[TrialState]:
-    return [trial.state for trial in study.get_trials()]
+    """Of the trials that were begun; others wait in the queue."""
+    return [trial.state for trial in study.get_trials() if trial.state != TrialState.WAITING]
 
 
 def facts(study: optuna.Study) -> list[tuple]:
@@ -139,20 +140,23 @@ def test_an_interrupt_leaves_no_trial_running(where, tmp_path, monkeypatch):
         original = getattr(target, method)
 
         def stop(*args):
-            if len(study.get_trials()) == 3:
+            if len(done_trials(study)) == 2:
                 raise KeyboardInterrupt
             return original(*args)
 
         monkeypatch.setattr(target, method, stop)
-    with pytest.raises(KeyboardInterrupt), interruptible(study):
+    with pytest.raises(KeyboardInterrupt), interruptible(study, 5):
         work(study, 5, objective)
     monkeypatch.undo()
     assert TrialState.RUNNING not in states(study)
     assert states(study)[:3] == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL]
     resumed = make_study(tmp_path, early_stopping=False)
-    assert fail_dead_trials(resumed) == []
+    assert Reaper(resumed, 5).reap() == []
     work(resumed, 5)
-    assert len(done_trials(resumed)) == 5 and not {TrialState.RUNNING, TrialState.WAITING} & set(states(resumed))
+    assert len(done_trials(resumed)) == 5 and {trial.state for trial in resumed.get_trials()} == {
+        TrialState.COMPLETE,
+        TrialState.FAIL,
+    }
 
 
 def test_a_killed_workers_trial_is_failed_and_queued_once_more(killed):
@@ -161,23 +165,25 @@ def test_a_killed_workers_trial_is_failed_and_queued_once_more(killed):
     parameters = study.get_trials()[2].params
     assert parameters
 
-    assert fail_dead_trials(study) == [2]
-    assert states(study)[2:] == [TrialState.FAIL, TrialState.WAITING]
-    assert fail_dead_trials(study) == []
+    assert Reaper(study, 4).reap() == [2]
+    assert states(study)[2:] == [TrialState.FAIL]
+    assert Reaper(study, 4).reap() == []
     work(study, 4)
-    retried = study.get_trials()[3]
+    retried = study.get_trials()[4]
     assert (retried.state, retried.params) == (TrialState.COMPLETE, parameters)
     assert retried.user_attrs["retry_of"] == 2
     assert len(done_trials(study)) == 4 and len(study.get_trials()) == 5
 
 
-def test_a_trial_that_kills_its_worker_again_is_not_queued_again(killed):
+def test_parameters_that_kill_their_worker_again_are_not_tried_again(killed):
     study = make_study(killed, early_stopping=False)
-    fail_dead_trials(study)
-    again = study.ask()
-    again.set_user_attr("worker", DEAD)
-    assert fail_dead_trials(make_study(killed, early_stopping=False)) == [again.number]
-    assert TrialState.WAITING not in states(study)
+    parameters = study.get_trials()[2].params
+    Reaper(study, 4).reap()
+    while claim(study, 4, {"worker": DEAD}):
+        pass
+    assert Reaper(make_study(killed, early_stopping=False), 4).reap() == [3, 4]
+    work(study, 4)
+    assert len(done_trials(study)) == 4 and parameters not in [trial.params for trial in done_trials(study)]
 
 
 def test_live_workers_and_other_hosts_keep_their_trials(tmp_path):
@@ -187,11 +193,11 @@ def test_live_workers_and_other_hosts_keep_their_trials(tmp_path):
         workers = [f"{socket.gethostname()}:{other.pid}", f"elsewhere:{2**22 + 7}", f"{socket.gethostname()}:1", DEAD]
         for worker in workers:
             study.ask().set_user_attr("worker", worker)
-        assert fail_dead_trials(study) == [3]
+        assert Reaper(study, 4).reap() == [3]
         assert states(study)[:4] == [TrialState.RUNNING] * 3 + [TrialState.FAIL]
         other.send_signal(signal.SIGTERM)
         other.wait()
-        assert fail_dead_trials(study) == [0]
+        assert Reaper(study, 4).reap() == [0]
     finally:
         other.kill()
         other.wait()
@@ -201,6 +207,6 @@ def test_trials_carry_their_worker_and_config(tmp_path):
     study = make_study(tmp_path)
     work(study, 1)
     attributes = study.get_trials()[0].user_attrs
-    assert attributes["worker"] == WORKER == f"{socket.gethostname()}:{os.getpid()}"
+    assert attributes["worker"] == f"{socket.gethostname()}:{os.getpid()}"
     assert attributes["parameters"]["query_threshold"] == attributes["config"]["method"]["query_threshold"]
     assert (attributes["retention"], attributes["kv_share"], attributes["samples"]) == (0.25, 0.3, 12)

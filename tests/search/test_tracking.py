@@ -17,7 +17,8 @@ from stand_ins import StandIn, make_study, make_tracker, work
 
 import search.tracking
 from multimodal import FlowpruneError
-from search.study import fail_dead_trials, stopped_early
+from search.reaper import Reaper
+from search.study import stopped_early
 from search.tracking import Tracker, connect, log_to_study
 
 METRICS = {"samples", "seconds", "retention", "kv_share", "flops_share"}
@@ -79,7 +80,7 @@ def mixed_search(study: optuna.Study, tracker: Tracker) -> None:
         study.enqueue_trial({"entropy_weight": weight})
 
     def fail(number: int) -> None:
-        if number == 3:
+        if number >= 3:
             raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -88,6 +89,7 @@ def mixed_search(study: optuna.Study, tracker: Tracker) -> None:
         (TrialState.COMPLETE, False),
         (TrialState.COMPLETE, True),
         (TrialState.FAIL, False),
+        (TrialState.WAITING, False),
     }
 
 
@@ -260,7 +262,7 @@ def test_no_run_stays_running_after_a_killed_worker_and_the_next_run(killed):
     before = runs_of(killed, "trial")
     assert [child.info.status for child in before if child.data.tags["trial"] == "2"] == ["RUNNING"]
     study = make_study(killed, early_stopping=False)
-    assert fail_dead_trials(study) == [2]
+    assert Reaper(study, 4).reap() == [2]
     tracker = make_tracker(killed, study)
     assert "RUNNING" not in {child.info.status for child in runs_of(killed, "trial")}
     work(study, 4, tracker=tracker)

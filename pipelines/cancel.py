@@ -1,0 +1,25 @@
+"""Stage cancel: stop the workers of a search; what is finished is kept, what ran waits for the next ones."""
+
+from pipelines.cluster import Launched
+from pipelines.cluster.follow import wait_for
+from pipelines.console import console
+from pipelines.settings import Settings
+from pipelines.storage import known_study
+from search.reaper import Reaper
+from search.study import done_trials
+
+
+def run(settings: Settings) -> None:
+    """Stop the workers."""
+    launched = Launched(settings)
+    count = len(launched.alive())
+    launched.cancel()
+    wait_for(launched)
+    study = known_study(settings)
+    done = 0
+    if study is not None:
+        Reaper(study, settings.search.trials).reap()
+        done = len(done_trials(study))
+    console.print(
+        f"{count} workers stopped with {done} of {settings.search.trials} trials done; stages=[search] goes on."
+    )

@@ -1,0 +1,25 @@
+"""Stage watch: follow a search whose workers were launched before, from this host or another."""
+
+from multimodal import FlowpruneError
+from pipelines.cluster import follow
+from pipelines.search import SearchResult, conclude, tracked
+from pipelines.settings import Settings
+from pipelines.storage import known_study, named
+from search.tracking import connect
+
+
+def run(settings: Settings) -> SearchResult:
+    """Show progress until the study's target is met, then write what it found.
+
+    Raises:
+        FlowpruneError: there is no such study, or all its workers are gone.
+    """
+    client = connect(settings.tracking.uri)
+    study = known_study(settings)
+    if study is None:
+        raise FlowpruneError(
+            f"{named(settings.storage)} has no study {settings.study!r}: run stages=[search] first, or set study=NAME."
+        )
+    follow(settings, study)
+    with tracked(settings, client, study) as tracker:
+        return conclude(settings, study, tracker)

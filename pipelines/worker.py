@@ -1,0 +1,62 @@
+"""The process that every launcher starts: one worker of a search, which works until the study's target is met.
+
+``python -m pipelines.worker SETTINGS.json NUMBER``; what it prints last says how it ended.
+"""
+
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+
+from multimodal import FlowpruneError
+from pipelines import search
+from pipelines.cluster.last_words import DONE, ERROR, STOPPED
+from pipelines.quiet import quieten_libraries
+from pipelines.settings import Settings
+from search.study import interruptible
+from search.tracking import connect
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # cancelled; preempted, or out of time (submitit)
+
+
+def run(settings: Settings, worker: int) -> None:
+    """Join the study, and work until its target is met.
+
+    Args:
+        settings: of the run.
+        worker: its number among the study's workers.
+
+    Raises:
+        FlowpruneError: what this host lacks.
+    """
+    client = connect(settings.tracking.uri)
+    joined = search.join(settings, worker)
+    with search.tracked(settings, client, joined.study) as tracker, interruptible(joined.study, settings.search.trials):
+        search.work(joined, settings.search.trials, tracker, lambda: print(".", end="", flush=True))
+
+
+def main() -> None:
+    """Entry point."""
+    quieten_libraries()
+    for number in SIGNALS:
+        signal.signal(number, _stop)
+    settings, worker = Settings.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8")), int(sys.argv[2])
+    try:
+        run(settings, worker)
+    except FlowpruneError as error:
+        sys.exit(f"\n{ERROR}{error}")
+    except KeyboardInterrupt:
+        sys.exit(f"\n{STOPPED}")
+    except Exception as error:
+        traceback.print_exc()
+        sys.exit(f"\n{ERROR}{type(error).__name__}: {error}")
+    print(f"\n{DONE}")
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+if __name__ == "__main__":
+    main()
