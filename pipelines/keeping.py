@@ -3,17 +3,26 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import optuna
 from rich.markup import escape
 
 from multimodal import FlowpruneError
 from pipelines.console import console
 from pipelines.settings import Settings
 from pipelines.storage import known_study
-from search.tracking import log_to_study, trials_page
+from search.credentials import masked
+from search.tracking import StudyRuns, keep_files, open_store, trials_page
+
+
+def study_runs(settings: Settings, study: optuna.Study) -> StudyRuns:
+    """The study's runs in the settings' tracking store."""
+    tracking = settings.tracking
+    artifacts = None if tracking.artifacts is None else Path(tracking.artifacts)
+    return StudyRuns(open_store(tracking.uri), study, tracking.experiment, artifacts)
 
 
 def keep_with_study(settings: Settings, paths: Sequence[Path], folder: str | None = None) -> None:
-    """Log files to the study's run; a store that does not answer is said, and stops nothing.
+    """Keep files with the study's run; a store that does not take them is said, and stops nothing.
 
     Args:
         settings: name the study and the tracking store.
@@ -24,20 +33,16 @@ def keep_with_study(settings: Settings, paths: Sequence[Path], folder: str | Non
     if study is None:
         return
     try:
-        log_to_study(settings.tracking.uri, study, list(paths), folder)
+        keep_files(settings.tracking.uri, study, paths, folder)
     except FlowpruneError as error:
-        console.print(f"[yellow]{escape(str(error))} The files are in {paths[0].parent}.[/]")
+        console.print(f"[yellow]{escape(str(error))}[/]")
 
 
 def say_how_to_compare(settings: Settings) -> None:
     """Print how to open the study's trials in the MLflow UI."""
     study, uri = known_study(settings), settings.tracking.uri
-    try:
-        page = None if study is None else trials_page(uri, study)
-    except FlowpruneError as error:
-        console.print(f"[yellow]{error}[/]")
-        return
+    page = None if study is None else trials_page(uri, study)
     if page is not None:
         if not uri.startswith("http"):
-            console.print(f"compare the trials: [bold]mlflow ui --backend-store-uri {uri}[/]", soft_wrap=True)
-        console.print(f"then open {page}", soft_wrap=True, highlight=False)
+            console.print(f"compare the trials: [bold]mlflow ui --backend-store-uri {masked(uri)}[/]", soft_wrap=True)
+        console.print(f"then open {masked(page)}", soft_wrap=True, highlight=False)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
-from mlflow.tracking import MlflowClient
 from optuna.trial import FrozenTrial
 from rich.markup import escape
 
@@ -17,6 +16,7 @@ from pipelines.calibrate import observed
 from pipelines.cluster import check_pairing, follow, launch
 from pipelines.console import console
 from pipelines.data import load_samples
+from pipelines.keeping import keep_with_study, study_runs
 from pipelines.opened import open_model
 from pipelines.progress import study_progress
 from pipelines.results import RESULTS, TUNED, write_results
@@ -29,7 +29,7 @@ from search.queue import fill
 from search.reaper import Reaper
 from search.space import Space
 from search.study import best_trial, done_trials, interruptible, open_study, run_worker
-from search.tracking import Tracker, connect, trial_metrics
+from search.tracking import Tracker, check_store
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ def run(settings: Settings) -> SearchResult:
     Raises:
         FlowpruneError: bad settings, an unreachable storage or tracking store, a study of other settings.
     """
-    client = check(settings)
+    check(settings)
     search = join(settings)
     study, target = search.study, settings.search.trials
     dead = Reaper(study, target).reap()
     if dead:
         console.print(f"[yellow]trials {dead} were left by a process that died: failed, and queued once more[/]")
-    with tracked(settings, client, study) as tracker:
+    with tracked(settings, study) as tracker:
         if settings.cluster.kind == "none":
             with interruptible(study, target), study_progress(study, target) as show:
                 work(search, target, tracker, show)
@@ -67,21 +67,18 @@ def run(settings: Settings) -> SearchResult:
             fill(study, target)
             launch(settings, target - len(done_trials(study)))
             follow(settings, study)
-        return conclude(settings, study, tracker)
+    return conclude(settings, study)
 
 
-def check(settings: Settings) -> MlflowClient:
+def check(settings: Settings) -> None:
     """Say what would keep a search from running, before anything expensive.
-
-    Returns:
-        A client of the tracking store.
 
     Raises:
         FlowpruneError: settings that do not go together, an unreachable storage or tracking store.
     """
     check_pairing(settings)
     open_storage(settings.storage)
-    return connect(settings.tracking.uri)
+    check_store(settings.tracking.uri, settings.tracking.experiment)
 
 
 @dataclass(frozen=True)
@@ -156,11 +153,9 @@ def work(search: Search, target: int, tracker: Tracker, show: Callable[[], None]
 
 
 @contextmanager
-def tracked(settings: Settings, client: MlflowClient, study: optuna.Study) -> Iterator[Tracker]:
+def tracked(settings: Settings, study: optuna.Study) -> Iterator[Tracker]:
     """Keep MLflow in step with the study inside the block; what a lost server misses is said, and stops nothing."""
-    artifacts = settings.tracking.artifacts
-    parameters = study.user_attrs["settings"]
-    tracker = Tracker(client, study, settings.tracking.experiment, parameters, Path(artifacts) if artifacts else None)
+    tracker = Tracker(study_runs(settings, study))
     status = "FAILED"
     try:
         yield tracker
@@ -170,17 +165,15 @@ def tracked(settings: Settings, client: MlflowClient, study: optuna.Study) -> It
         if tracker.lost:
             console.print(
                 f"[yellow]MLflow at {masked(settings.tracking.uri)} was lost ({escape(tracker.lost)}); trials are safe "
-                f"in {named(settings.storage)} and will be logged by the next run of this study.[/]"
+                f"in {named(settings.storage)}: flowprune stages=[sync], or the next run of this study, logs them.[/]"
             )
 
 
-def conclude(settings: Settings, study: optuna.Study, tracker: Tracker) -> SearchResult:
+def conclude(settings: Settings, study: optuna.Study) -> SearchResult:
     """Write what the study found, and keep it with its run."""
     config = write_results(settings, study)
-    for name in RESULTS:
-        tracker.log_artifact(Path(settings.output) / name)
+    keep_with_study(settings, [Path(settings.output) / name for name in RESULTS])
     best = best_trial(study)
-    tracker.log_metrics(trial_metrics(best))
     console.print(f"best of {len(done_trials(study))} trials: discrepancy {best.value:.4f} (trial {best.number})")
     return SearchResult(config, Path(settings.output) / TUNED, study)
 

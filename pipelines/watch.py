@@ -5,7 +5,6 @@ from pipelines.cluster import follow
 from pipelines.search import SearchResult, conclude, tracked
 from pipelines.settings import Settings
 from pipelines.storage import known_study, named
-from search.tracking import connect
 
 
 def run(settings: Settings) -> SearchResult:
@@ -14,12 +13,11 @@ def run(settings: Settings) -> SearchResult:
     Raises:
         FlowpruneError: there is no such study, or all its workers are gone.
     """
-    client = connect(settings.tracking.uri)
     study = known_study(settings)
     if study is None:
         raise FlowpruneError(
             f"{named(settings.storage)} has no study {settings.study!r}: run stages=[search] first, or set study=NAME."
         )
-    follow(settings, study)
-    with tracked(settings, client, study) as tracker:
-        return conclude(settings, study, tracker)
+    with tracked(settings, study):
+        follow(settings, study)
+    return conclude(settings, study)

@@ -15,7 +15,6 @@ from pipelines.cluster.last_words import DONE, ERROR, STOPPED
 from pipelines.quiet import quieten_libraries
 from pipelines.settings import Settings
 from search.study import interruptible
-from search.tracking import connect
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # cancelled; preempted, or out of time (submitit)
 
@@ -30,9 +29,8 @@ def run(settings: Settings, worker: int) -> None:
     Raises:
         FlowpruneError: what this host lacks.
     """
-    client = connect(settings.tracking.uri)
     joined = search.join(settings, worker)
-    with search.tracked(settings, client, joined.study) as tracker, interruptible(joined.study, settings.search.trials):
+    with search.tracked(settings, joined.study) as tracker, interruptible(joined.study, settings.search.trials):
         search.work(joined, settings.search.trials, tracker, lambda: print(".", end="", flush=True))
 
 

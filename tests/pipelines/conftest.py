@@ -50,8 +50,6 @@ def flowprune(tmp_path, model_path, monkeypatch, capsys):
         named = {override.split("=")[0] for override in overrides}
         arguments = [argument for argument in base if argument.split("=")[0] not in named]
         monkeypatch.setattr(sys, "argv", ["flowprune", *arguments, *overrides])
-        for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
-            monkeypatch.delenv(name, raising=False)
         capsys.readouterr()
         try:
             with torch.enable_grad():  # as in a fresh process; Optuna's GP needs it

@@ -19,9 +19,10 @@ from search.budget import share_of
 from search.space import Space
 from search.storages import sqlite_storage
 from search.study import open_study, run_worker
-from search.tracking import Tracker, connect
+from search.tracking import StudyRuns, Tracker, open_store
 
-SETTINGS = {"method": "vflowopt", "retention": 0.25, "data": "abc"}
+MODEL = {"id": "stand-in", "revision": None, "architecture": "StandIn", "layers": 6}
+SETTINGS = {"method": "vflowopt", "retention": 0.25, "data": "abc", "model": MODEL}
 WORKLOAD = Workload(
     SimpleNamespace(num_hidden_layers=6, hidden_size=12, intermediate_size=20, num_attention_heads=3),
     [([Layout(((8, 8),))], 5)],
@@ -73,9 +74,12 @@ def make_study(folder: Path, name: str = "s", **options) -> optuna.Study:
     return open_study(sqlite_storage(folder / "studies.db"), name, SETTINGS, **({"sampler": "random"} | options))
 
 
+def make_runs(folder: Path, study: optuna.Study) -> StudyRuns:
+    return StudyRuns(open_store(f"sqlite:///{folder}/mlflow.db"), study, "flowprune-tests", folder / "artifacts")
+
+
 def make_tracker(folder: Path, study: optuna.Study) -> Tracker:
-    client = connect(f"sqlite:///{folder}/mlflow.db")
-    return Tracker(client, study, "flowprune-tests", {"retention": 0.25, "sampler": "random"}, folder / "artifacts")
+    return Tracker(make_runs(folder, study))
 
 
 def work(study: optuna.Study, trials: int, objective: StandIn | None = None, tracker: Tracker | None = None) -> None:

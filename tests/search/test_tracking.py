@@ -1,9 +1,14 @@
 """MLflow agrees with the study one to one, whatever happened to the server or to the worker."""
 
+import contextlib
+import json
 import logging
 import shutil
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
@@ -13,22 +18,20 @@ from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState
 from requests.exceptions import ConnectionError as RequestsConnectionError
 from sqlalchemy.exc import OperationalError
-from stand_ins import StandIn, make_study, make_tracker, work
+from stand_ins import StandIn, make_runs, make_study, make_tracker, work
 
-import search.tracking
-from multimodal import FlowpruneError
+import search.tracking.tracker
+from multimodal import FlowpruneError, PruningConfig
 from search.reaper import Reaper
-from search.study import stopped_early
-from search.tracking import Tracker, connect, log_to_study
+from search.study import best_trial, stopped_early
+from search.tracking import StudyRuns, Tracker, check_store, keep_files
 
 METRICS = {"samples", "seconds", "retention", "kv_share", "flops_share"}
 STATE = {TrialState.COMPLETE: "complete", TrialState.FAIL: "fail"}
 
 
 @pytest.fixture(autouse=True)
-def own_environment(monkeypatch):
-    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
-        monkeypatch.delenv(name, raising=False)
+def quiet_retries():
     logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 
@@ -40,6 +43,13 @@ def runs_of(folder: Path, kind: str, study: str = "s") -> list:
     client = client_of(folder)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     return list(client.search_runs(experiments, f"tags.kind = '{kind}' and tags.study = '{study}'"))
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert condition()
 
 
 def milliseconds(at) -> int:
@@ -97,24 +107,24 @@ def test_runs_agree_with_trials_and_sync_changes_nothing(folder):
     study = make_study(folder)
     tracker = make_tracker(folder, study)
     mixed_search(study, tracker)
-    (folder / "a.txt").write_text("kept")
-    tracker.log_artifact(folder / "a.txt", "notes")
-    tracker.log_metrics({"discrepancy": 0.5})
     tracker.close()
     assert tracker.lost is None
     check_agreement(folder, study)
     [parent] = runs_of(folder, "study")
-    assert parent.data.params == {"retention": "0.25", "sampler": "random"}
-    assert parent.data.metrics == {"discrepancy": 0.5}
-    kept = client_of(folder).download_artifacts(parent.info.run_id, "notes/a.txt")
-    assert Path(kept).read_text() == "kept"
+    assert parent.data.params.items() >= {"retention": "0.25", "method": "vflowopt", "model.layers": "6"}.items()
+    assert parent.data.metrics["discrepancy"] == pytest.approx(best_trial(study).value)
+    for child in runs_of(folder, "trial"):
+        if child.info.status == "FINISHED":
+            config = PruningConfig(**json.loads(child.data.tags["config"]))
+            assert str(config.method.entropy_weight) == child.data.params["entropy_weight"]
+            assert config.provenance.trial == int(child.data.tags["trial"])
 
     before = sorted(child.info.run_id for child in runs_of(folder, "trial"))
     for _ in range(2):
-        tracker.sync()
-    again = make_tracker(folder, make_study(folder))
+        assert make_runs(folder, make_study(folder)).sync("FINISHED") == 0
+    assert make_runs(folder, make_study(folder)).sync("RUNNING") == 1
     check_agreement(folder, study, "RUNNING")
-    again.close("FAILED")
+    make_tracker(folder, make_study(folder)).close("FAILED")
     check_agreement(folder, study, "FAILED")
     assert sorted(child.info.run_id for child in runs_of(folder, "trial")) == before
 
@@ -156,34 +166,38 @@ ERRORS = {
 }
 
 
-@pytest.mark.parametrize("pause", [0, 60])
-@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
+def flaky_runs(flaky: Flaky, study: optuna.Study, folder: Path) -> StudyRuns:
+    return StudyRuns(flaky, study, "flowprune-tests", folder / "artifacts")
+
+
+@pytest.mark.parametrize(("error", "pause"), [*zip(ERRORS.values(), [0.01] * 4, strict=True), (ERRORS["os"], 60)])
 def test_a_server_lost_for_a_while_loses_nothing(error, pause, folder, monkeypatch):
-    monkeypatch.setattr(search.tracking, "PAUSE_SECONDS", pause)
+    monkeypatch.setattr(search.tracking.tracker, "FIRST_PAUSE", pause)
     study = make_study(folder)
     flaky = Flaky(client_of(folder), error)
-    tracker = Tracker(flaky, study, "flowprune-tests", {}, folder / "artifacts")
+    tracker = Tracker(flaky_runs(flaky, study, folder))
 
     def during(number: int) -> None:
         time.sleep(0.15)  # let the tracker's thread come to this point
         flaky.down = number in (1, 2)
 
     work(study, 4, StandIn(during=during), tracker)
-    tracker.log_metrics({"discrepancy": 0.25})
     tracker.close()
     assert flaky.lost_calls and tracker.lost is None
     assert len(study.get_trials()) == 4
     check_agreement(folder, study)
-    assert runs_of(folder, "study")[0].data.metrics == {"discrepancy": 0.25}
 
 
-@pytest.mark.parametrize("answers", [False, True], ids=["calls", "answers"])
-@pytest.mark.parametrize("methods", [("create_run",), ("log_batch",), ("set_terminated",), None], ids=str)
+@pytest.mark.parametrize(
+    ("methods", "answers"),
+    [(("create_run",), True), (("log_batch",), True), (("set_terminated",), False), (None, True), (None, False)],
+    ids=str,
+)
 def test_a_server_lost_to_the_end_is_caught_up_by_the_next_run(methods, answers, folder, monkeypatch):
-    monkeypatch.setattr(search.tracking, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(search.tracking.tracker, "FIRST_PAUSE", 0.01)
     study = make_study(folder)
     flaky = Flaky(client_of(folder), ERRORS["mlflow"], answers, methods)
-    tracker = Tracker(flaky, study, "flowprune-tests", {}, folder / "artifacts")
+    tracker = Tracker(flaky_runs(flaky, study, folder))
     flaky.down = True
     work(study, 3, StandIn(), tracker)
     tracker.close()
@@ -198,10 +212,10 @@ def test_a_server_lost_to_the_end_is_caught_up_by_the_next_run(methods, answers,
 
 
 def test_a_lost_answer_makes_no_second_run(folder, monkeypatch):
-    monkeypatch.setattr(search.tracking, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(search.tracking.tracker, "FIRST_PAUSE", 0.01)
     study = make_study(folder)
     flaky = Flaky(client_of(folder), ERRORS["connection"], answers=True, methods=("create_run",))
-    tracker = Tracker(flaky, study, "flowprune-tests", {}, folder / "artifacts")
+    tracker = Tracker(flaky_runs(flaky, study, folder))
 
     def during(number: int) -> None:
         time.sleep(0.15)
@@ -214,19 +228,21 @@ def test_a_lost_answer_makes_no_second_run(folder, monkeypatch):
     check_agreement(folder, study)
 
 
-@pytest.mark.parametrize("method", ["create_run", "get_run", "log_batch", "update_run", "search_runs"])
-def test_a_server_lost_at_the_start_is_one_sentence_and_no_second_parent(method, folder):
+@pytest.mark.parametrize(
+    ("method", "answers"),
+    [("create_run", True), ("create_run", False), ("get_run", False), ("create_experiment", True)],
+)
+def test_a_server_lost_at_the_start_stops_nothing_and_makes_no_second_parent(method, answers, folder):
     study = make_study(folder)
     if method == "get_run":
         make_tracker(folder, study).close()
-    flaky = Flaky(client_of(folder), ERRORS["mlflow"], methods=(method,))
+    flaky = Flaky(client_of(folder), ERRORS["mlflow"], answers, methods=(method,))
     flaky.down = True
-    with pytest.raises(FlowpruneError, match=r"MLflow did not take the search's run .*check tracking\.uri"):
-        Tracker(flaky, study, "flowprune-tests", {}, folder / "artifacts")
-    study = make_study(folder)
-    tracker = make_tracker(folder, study)
-    work(study, 2, tracker=tracker)
-    tracker.close()
+    lost = Tracker(StudyRuns(flaky, study, f"experiment {method}", folder / "artifacts"))
+    work(study, 2, tracker=lost)
+    lost.close()
+    assert flaky.lost_calls and (lost.lost is None or "Max retries" in lost.lost)
+    StudyRuns(client_of(folder), make_study(folder), f"experiment {method}", folder / "artifacts").sync("FINISHED")
     check_agreement(folder, study)
 
 
@@ -252,7 +268,7 @@ def test_another_experiment_name_keeps_the_study_together(folder):
     tracker = make_tracker(folder, study)
     work(study, 2, tracker=tracker)
     tracker.close()
-    again = Tracker(client_of(folder), study, "another name", {}, folder / "artifacts")
+    again = Tracker(StudyRuns(client_of(folder), study, "another name", folder / "artifacts"))
     work(study, 3, tracker=again)
     again.close()
     check_agreement(folder, study)
@@ -264,7 +280,7 @@ def test_no_run_stays_running_after_a_killed_worker_and_the_next_run(killed):
     study = make_study(killed, early_stopping=False)
     assert Reaper(study, 4).reap() == [2]
     tracker = make_tracker(killed, study)
-    assert "RUNNING" not in {child.info.status for child in runs_of(killed, "trial")}
+    wait_for(lambda: "RUNNING" not in {child.info.status for child in runs_of(killed, "trial")})
     work(study, 4, tracker=tracker)
     tracker.close()
     check_agreement(killed, study)
@@ -273,7 +289,7 @@ def test_no_run_stays_running_after_a_killed_worker_and_the_next_run(killed):
 def test_an_unreachable_server_is_said_quickly():
     began = time.monotonic()
     with pytest.raises(FlowpruneError, match=r"No MLflow tracking store answers at http://127\.0\.0\.1:9 .*: start it"):
-        connect("http://127.0.0.1:9")
+        check_store("http://127.0.0.1:9", "flowprune-tests")
     assert time.monotonic() - began < 8
 
 
@@ -281,9 +297,103 @@ def test_files_are_kept_with_a_studys_run(folder):
     study = make_study(folder)
     (folder / "pruning.json").write_text("{}")
     uri = f"sqlite:///{folder}/mlflow.db"
-    log_to_study(uri, study, [folder / "pruning.json"])  # no run yet: nothing to do
+    keep_files(uri, study, [folder / "pruning.json"])  # no run yet: nothing to do
     make_tracker(folder, study).close()
-    log_to_study(uri, study, [folder / "pruning.json"], "export")
+    keep_files(uri, study, [folder / "pruning.json"], "export")
     [parent] = runs_of(folder, "study")
     found = [file.path for file in client_of(folder).list_artifacts(parent.info.run_id, "export")]
     assert found == ["export/pruning.json"]
+
+
+def test_a_full_artifact_disk_is_one_sentence_and_loses_nothing(folder, monkeypatch):
+    study = make_study(folder)
+    tracker = make_tracker(folder, study)
+    work(study, 2, tracker=tracker)
+    tracker.close()
+    (folder / "search.png").write_bytes(b"0" * 100)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", full)
+    with pytest.raises(
+        FlowpruneError, match=r"did not take search\.png \(.*No space left on device\): the files are in"
+    ):
+        keep_files(f"sqlite:///{folder}/mlflow.db", study, [folder / "search.png"])
+    check_agreement(folder, study)
+
+
+class Pausing:
+    """A client whose calls of one name wait for all workers' to come, so that none sees what the others make.
+
+    Args:
+        client: the real one.
+        method: that name.
+        barrier: where they wait.
+    """
+
+    def __init__(self, client: MlflowClient, method: str, barrier: threading.Barrier):
+        self.client, self.method, self.barrier = client, method, barrier
+
+    def __getattr__(self, name: str):
+        real = getattr(self.client, name)
+
+        def call(*args, **kwargs):
+            if name == self.method and not self.barrier.broken:
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    self.barrier.wait(0.5)
+            return real(*args, **kwargs)
+
+        return call
+
+
+@pytest.mark.parametrize("method", ["create_experiment", "create_run"])
+def test_workers_that_start_at_the_same_moment_make_one_run_each(method, folder):
+    """Three workers, none of which sees the others' runs before it has made its own."""
+    work(make_study(folder), 2)
+    barrier = threading.Barrier(3)
+    clients = [Pausing(client_of(folder), method, barrier) for _ in range(3)]
+    runs = [StudyRuns(client, make_study(folder), f"experiment {method}", folder / "artifacts") for client in clients]
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(lambda of_one: Tracker(of_one).close(), runs))
+    runs[0].sync("FINISHED")
+    check_agreement(folder, make_study(folder))
+    assert [of_one.sync("FINISHED") for of_one in runs] == [0, 0, 0]
+
+
+def test_runs_that_say_something_else_are_made_anew(folder):
+    study = make_study(folder)
+    tracker = make_tracker(folder, study)
+    mixed_search(study, tracker)
+    tracker.close()
+    client, children = client_of(folder), runs_of(folder, "trial")
+    client.log_metric(children[0].info.run_id, "discrepancy", 7.0)
+    client.set_terminated(children[1].info.run_id, "KILLED")
+    client.delete_run(children[2].info.run_id)
+    again = client.create_run(children[3].info.experiment_id, tags=children[3].data.tags)
+    tags = {name: value for name, value in children[3].data.tags.items() if not name.startswith("mlflow.")}
+    client.create_run(again.info.experiment_id, tags=tags | {"trial": "99", "mlflow.parentRunId": "gone"})
+    assert make_runs(folder, study).sync("FINISHED") >= 4
+    check_agreement(folder, study)
+
+
+def test_studies_of_one_name_in_two_storages_keep_apart(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for where, trials in ((folder, 2), (elsewhere, 3)):
+        study = make_study(where)
+        work(study, trials)
+        make_runs(folder, study).sync("FINISHED")
+    parents = runs_of(folder, "study")
+    assert len(parents) == 2 and len(runs_of(folder, "trial")) == 5
+
+
+def test_a_deleted_experiment_is_said(folder):
+    client = client_of(folder)
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(FlowpruneError, match=r"experiment 'gone' was deleted: restore it, or set tracking\.experiment"):
+        check_store(f"sqlite:///{folder}/mlflow.db", "gone")
+    study = make_study(folder)
+    tracker = Tracker(StudyRuns(client, study, "gone", folder / "artifacts"))
+    work(study, 2, tracker=tracker)
+    tracker.close()
+    assert "was deleted" in tracker.lost and len(study.get_trials()) == 2

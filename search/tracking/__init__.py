@@ -1,0 +1,10 @@
+"""MLflow tracking: one parent run a study, one child run a trial. Optuna keeps the truth; MLflow is made to agree."""
+
+from search.tracking.facts import trial_metrics
+from search.tracking.files import keep_files
+from search.tracking.pages import trials_page
+from search.tracking.runs import StudyRuns
+from search.tracking.store import check_store, open_store
+from search.tracking.tracker import Tracker
+
+__all__ = ["StudyRuns", "Tracker", "check_store", "keep_files", "open_store", "trial_metrics", "trials_page"]

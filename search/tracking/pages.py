@@ -1,0 +1,51 @@
+"""What a person sees first in the MLflow UI: links that sort and filter, and a study's description."""
+
+from urllib.parse import quote
+
+import optuna
+
+from search.study import best_trial, done_trials, stopped_early
+from search.tracking.facts import RUN
+from search.tracking.store import LOST, open_store
+
+LOCAL_UI = "http://127.0.0.1:5000"
+
+
+def trials_page(uri: str, study: optuna.Study) -> str | None:
+    """Address of the UI's page that lists a study's trials in one flat table, least discrepancy first.
+
+    Args:
+        uri: of the tracking store; a local database is looked at with ``mlflow ui``.
+        study: the study.
+
+    Returns:
+        None if the store knows no run of the study.
+    """
+    run_id = study.user_attrs.get(RUN)
+    if run_id is None:
+        return None
+    try:
+        experiment = open_store(uri).get_run(run_id).info.experiment_id
+    except LOST:
+        return None
+    base = uri.rstrip("/") if uri.startswith("http") else LOCAL_UI
+    return f"{base}/{_trials_route(experiment, run_id)}"
+
+
+def _trials_route(experiment: str, run: str) -> str:
+    wanted = quote(f"tags.kind='trial' and tags.`mlflow.parentRunId`='{run}'")
+    return f"#/experiments/{experiment}/runs?searchFilter={wanted}&orderByKey={_DISCREPANCY}&orderByAsc=true"
+
+
+_DISCREPANCY = quote("metrics.`discrepancy`")
+
+
+def note(study: optuna.Study, experiment: str, run: str) -> str:
+    """A study's description in Markdown: where its trials are, which is best, and how to use it."""
+    done = done_trials(study)
+    lines = [f"[All trials in one table, least discrepancy first]({_trials_route(experiment, run)})", ""]
+    if any(not stopped_early(trial) for trial in done):
+        best = best_trial(study)
+        lines += [f"Best of {len(done)} trials: trial {best.number}, discrepancy {best.value:.4f}.", ""]
+    lines += [f"Its config on any machine: `flowprune stages=[export] run_id={run}`. A trial's run id works as well."]
+    return "\n".join(lines)

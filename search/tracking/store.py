@@ -1,0 +1,84 @@
+"""The tracking store: a server, or a local database."""
+
+import logging
+import os
+from functools import cache
+from pathlib import Path
+from textwrap import shorten
+
+import mlflow
+from mlflow.entities import Experiment, LifecycleStage
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import SQLAlchemyError
+
+from multimodal import FlowpruneError
+from search.credentials import masked
+
+LOST = (MlflowException, OSError, SQLAlchemyError, StorageInternalError)  # what a store or storage that fails raises
+
+
+@cache
+def open_store(uri: str) -> MlflowClient:
+    """A client of a tracking store; a second call returns the same. A server is not asked whether it is there.
+
+    Args:
+        uri: a server, or a local database, which is created.
+
+    Raises:
+        FlowpruneError: a database cannot be opened.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    try:
+        if uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        mlflow.set_tracking_uri(uri)
+        return MlflowClient(uri)
+    except LOST as error:
+        raise FlowpruneError(unreachable(uri, error)) from error
+
+
+def check_store(uri: str, experiment: str) -> None:
+    """Ask a tracking store whether it is there and takes an experiment's runs.
+
+    Raises:
+        FlowpruneError: it does not answer, it refuses the credentials, or the experiment was deleted.
+    """
+    try:
+        find_experiment(open_store(uri), experiment)
+    except LOST as error:
+        raise FlowpruneError(unreachable(uri, error)) from error
+
+
+def find_experiment(client: MlflowClient, name: str) -> Experiment | None:
+    """The experiment of that name, if there is one.
+
+    Raises:
+        FlowpruneError: it was deleted.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise FlowpruneError(f"The MLflow experiment {name!r} was deleted: restore it, or set tracking.experiment.")
+    return found
+
+
+def unreachable(uri: str, error: Exception) -> str:
+    """One sentence on a store that could not be used, and what to do."""
+    text = str(error)
+    if any(sign in text for sign in ("error code 401", "error code 403", "password authentication failed")):
+        return (
+            f"The MLflow tracking store at {masked(uri)} refused the credentials: set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or those in MLFLOW_TRACKING_URI."
+        )
+    return f"No MLflow tracking store answers at {masked(uri)} ({reason(error)}): start it, or set tracking.uri."
+
+
+def reason(error: Exception) -> str:
+    """The gist of a store's error, without credentials."""
+    text = str(error).strip()
+    if "refused" in text:
+        return "connection refused"
+    return shorten(masked(text.splitlines()[0] if text else type(error).__name__), 160, placeholder="…").rstrip(".")
