@@ -16,6 +16,7 @@ from pipelines.quiet import quieten_libraries
 from pipelines.settings import check_settings, register_resolvers
 
 USER_ERROR, CRASH = 2, 70
+OF_ONE_CONFIG = ("validate", "export", "maps", "generate", "benchmark")  # run for each budget of search=pareto
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
@@ -27,7 +28,8 @@ def app(cfg: DictConfig) -> None:
             importlib.import_module("pipelines.search").check(settings)
         for stage in settings.stages:
             console.rule(f"[bold]{stage}")
-            importlib.import_module(f"pipelines.{stage}").run(settings)
+            for each in settings.each_budget() if stage in OF_ONE_CONFIG else [settings]:
+                importlib.import_module(f"pipelines.{stage}").run(each)
     except FlowpruneError as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(USER_ERROR)

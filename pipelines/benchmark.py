@@ -3,7 +3,6 @@
 import json
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
@@ -31,9 +30,9 @@ from pipelines.prompts import build_inputs
 from pipelines.results import load_config
 from pipelines.search import make_space
 from pipelines.settings import Settings
-from pipelines.timing import Stopwatch
 from search.calibration import CalibrationSample, observe_sample
 from search.objective import Objective
+from search.stopwatch import Stopwatch
 
 HALF: Normalisation = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -62,7 +61,7 @@ def run(settings: Settings) -> dict[str, Any]:
         parts = _measure_model(subject, settings.benchmark.repeats)
         report: dict[str, Any] = {**parts, "trial": _measure_trial(subject, settings)}
     _print(report, subject, settings)
-    path = Path(settings.output) / "benchmark.json"
+    path = settings.folder / "benchmark.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     console.print(f"report: {path}")

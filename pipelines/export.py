@@ -18,7 +18,7 @@ def run(settings: Settings) -> Path:
     Raises:
         FlowpruneError: no search has been run.
     """
-    output = Path(settings.output)
+    output = settings.folder
     config = PruningConfig.from_pretrained(output / TUNED)
     if (output / REPORT).exists() and config.provenance is not None:
         found = json.loads((output / REPORT).read_text(encoding="utf-8"))["tuned"]["discrepancy"]

@@ -19,7 +19,7 @@ from pipelines.overlay import write_overlay
 from pipelines.prompts import build_inputs, greedy_answers
 from pipelines.results import load_config
 from pipelines.settings import Settings
-from pipelines.timing import Stopwatch
+from search.stopwatch import Stopwatch
 
 REPEATS = 5
 
@@ -44,7 +44,7 @@ def run(settings: Settings) -> dict[str, str]:
         answers[name], tokens, kv = _answer(opened, inputs, applied, settings.generate.max_new_tokens)
         table.add_row(name, escape(answers[name]), tokens, kv, f"{seconds[name] * 1000:.1f} ms")
     console.print(table)
-    path = write_overlay(opened, sample, config, Path(settings.output) / "generate.png", sample.question)
+    path = write_overlay(opened, sample, config, settings.folder / "generate.png", sample.question)
     console.print(f"picture: {path}")
     return answers
 

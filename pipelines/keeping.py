@@ -27,13 +27,14 @@ def keep_with_study(settings: Settings, paths: Sequence[Path], folder: str | Non
     Args:
         settings: name the study and the tracking store.
         paths: the files, which stay where they are.
-        folder: of the artifacts.
+        folder: of the artifacts, inside the budget's own with search=pareto.
     """
     study = known_study(settings)
     if study is None:
         return
     try:
-        keep_files(settings.tracking.uri, study, paths, folder)
+        inside = "/".join(name for name in (settings.part, folder) if name) or None
+        keep_files(settings.tracking.uri, study, paths, inside)
     except FlowpruneError as error:
         console.print(f"[yellow]{escape(str(error))}[/]")
 

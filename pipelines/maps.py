@@ -22,7 +22,7 @@ def run(settings: Settings) -> list[Path]:
     few = settings.data.model_copy(update={"heldout": settings.maps.samples})
     paths = []
     for number, sample in enumerate(load_samples(few, "heldout", settings.seed)):
-        path = Path(settings.output) / "maps" / f"{number:02d}.png"
+        path = settings.folder / "maps" / f"{number:02d}.png"
         paths.append(write_overlay(opened, sample, config, path, sample.question))
         console.print(f"map: {path}")
     keep_with_study(settings, paths, "maps")

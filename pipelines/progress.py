@@ -7,7 +7,7 @@ import optuna
 from optuna.trial import TrialState
 
 from pipelines.console import progress_bar
-from search.study import best_trial, done_trials, stopped_early
+from search.study import best_trials, discrepancy, done_trials, stopped_early
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def study_progress(study: optuna.Study, target: int) -> Iterator[Callable[..., N
 
 
 def describe(study: optuna.Study, workers: str = "") -> str:
-    """A study in a few words: how its trials stand, and the best discrepancy.
+    """A study in a few words: how its trials stand, and the best discrepancy of each budget.
 
     Args:
         study: the study.
@@ -41,10 +41,10 @@ def describe(study: optuna.Study, workers: str = "") -> str:
     running = sum(trial.state == TrialState.RUNNING for trial in trials)
     failed = sum(trial.state == TrialState.FAIL for trial in trials)
     early = sum(map(stopped_early, trials))
-    whole = len(done_trials(study)) - early
+    best = ", ".join(f"{discrepancy(trial):.4f}" for trial in best_trials(study).values())
     words = [workers] if workers else []
     words += [f"{running} running"] if workers else []
     words += [f"{early} stopped early"]
     words += [f"{failed} failed"] if failed else []
-    words += [f"best {best_trial(study).value:.4f}"] if whole else []
+    words += [f"best {best}"] if best else []
     return ", ".join(words)

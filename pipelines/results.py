@@ -6,6 +6,7 @@ from pathlib import Path
 import optuna
 
 from multimodal import FlowpruneError, PruningConfig
+from pipelines.pareto_plot import plot_front
 from pipelines.plots import plot_search
 from pipelines.settings import Settings
 from search.credentials import masked
@@ -13,24 +14,34 @@ from search.study import best_trial, outcome
 from search.tracking import trial_metrics
 from search.tuned import tuned_config
 
-TUNED, SETTINGS, TRIALS, HISTORY = "tuned.json", "settings.json", "trials.csv", "search.png"
-RESULTS = (TUNED, SETTINGS, TRIALS, HISTORY)
+TUNED, SETTINGS, TRIALS, HISTORY, FRONT = "tuned.json", "settings.json", "trials.csv", "search.png", "pareto.png"
 
 
-def write_results(settings: Settings, study: optuna.Study) -> PruningConfig:
-    """Write the tuned config, the table of trials and the pictures of the search; returns the config.
+def write_results(settings: Settings, study: optuna.Study) -> list[Path]:
+    """Write the tuned config of each budget into its folder, and the study's table of trials and picture.
+
+    Returns:
+        The files of the study as a whole.
 
     Raises:
-        FlowpruneError: the study has no complete trial.
+        FlowpruneError: the study has no complete trial of a budget.
     """
-    config = tuned_config(study, best_trial(study))
-    output = Path(settings.output)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / TUNED).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    (output / SETTINGS).write_text(masked(settings.model_dump_json(indent=2)) + "\n", encoding="utf-8")
-    _write_trials(study, output / TRIALS)
-    plot_search(study, output / HISTORY)
-    return config
+    output, parts = Path(settings.output), settings.each_budget()
+    best = [best_trial(study, part.budget.budgets[0]) for part in parts]
+    for part, trial in zip(parts, best, strict=True):
+        part.folder.mkdir(parents=True, exist_ok=True)
+        config = tuned_config(study, trial).model_dump_json(indent=2)
+        (part.folder / TUNED).write_text(config + "\n", encoding="utf-8")
+    chosen, trials = output / SETTINGS, output / TRIALS
+    chosen.write_text(masked(settings.model_dump_json(indent=2)) + "\n", encoding="utf-8")
+    _write_trials(study, trials)
+    if settings.search.pareto:
+        picture = output / FRONT
+        plot_front(study, best, picture)
+    else:
+        picture = output / HISTORY
+        plot_search(study, picture)
+    return [chosen, trials, picture]
 
 
 def _write_trials(study: optuna.Study, path: Path) -> None:
@@ -55,6 +66,6 @@ def load_config(settings: Settings, path: str | None) -> PruningConfig:
     if path is not None:
         return PruningConfig.from_pretrained(path)
     for name in ("pruning.json", TUNED):
-        if (Path(settings.output) / name).exists():
-            return PruningConfig.from_pretrained(Path(settings.output) / name)
-    raise FlowpruneError(f"{settings.output} holds no tuned config: run stages=[calibrate,search] first, or give one.")
+        if (settings.folder / name).exists():
+            return PruningConfig.from_pretrained(settings.folder / name)
+    raise FlowpruneError(f"{settings.folder} holds no tuned config: run stages=[calibrate,search] first, or give one.")

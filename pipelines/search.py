@@ -3,13 +3,11 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import optuna
 from optuna.trial import FrozenTrial
 from rich.markup import escape
 
-from multimodal import PruningConfig
 from multimodal.costs import Workload
 from multimodal.vision import Normalisation
 from pipelines.calibrate import observed
@@ -19,7 +17,7 @@ from pipelines.data import load_samples
 from pipelines.keeping import keep_with_study, study_runs
 from pipelines.opened import open_model
 from pipelines.progress import study_progress
-from pipelines.results import RESULTS, TUNED, write_results
+from pipelines.results import TUNED, write_results
 from pipelines.settings import Settings
 from pipelines.storage import named, open_storage
 from search.budget import share_of
@@ -28,27 +26,12 @@ from search.objective import Objective
 from search.queue import fill
 from search.reaper import Reaper
 from search.space import Space
-from search.study import best_trial, done_trials, interruptible, open_study, run_worker
+from search.study import best_trials, discrepancy, done_trials, interruptible, open_study, run_worker, spent
 from search.tracking import Tracker, check_store
 
 
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search found.
-
-    Args:
-        config: the best trial's.
-        path: where it was written.
-        study: the study.
-    """
-
-    config: PruningConfig
-    path: Path
-    study: optuna.Study
-
-
-def run(settings: Settings) -> SearchResult:
-    """Run the study to its target, or go on with it.
+def run(settings: Settings) -> optuna.Study:
+    """Run the study to its target, or go on with it; returns it.
 
     Raises:
         FlowpruneError: bad settings, an unreachable storage or tracking store, a study of other settings.
@@ -67,7 +50,8 @@ def run(settings: Settings) -> SearchResult:
             fill(study, target)
             launch(settings, target - len(done_trials(study)))
             follow(settings, study)
-    return conclude(settings, study)
+    conclude(settings, study)
+    return study
 
 
 def check(settings: Settings) -> None:
@@ -124,6 +108,7 @@ def join(settings: Settings, worker: int = 0) -> Search:
         settings.seed,
         settings.search.early_stopping,
         worker,
+        objectives=2 if settings.search.pareto else 1,
     )
     return Search(study, space, objective)
 
@@ -169,13 +154,16 @@ def tracked(settings: Settings, study: optuna.Study) -> Iterator[Tracker]:
             )
 
 
-def conclude(settings: Settings, study: optuna.Study) -> SearchResult:
+def conclude(settings: Settings, study: optuna.Study) -> None:
     """Write what the study found, and keep it with its run."""
-    config = write_results(settings, study)
-    keep_with_study(settings, [Path(settings.output) / name for name in RESULTS])
-    best = best_trial(study)
-    console.print(f"best of {len(done_trials(study))} trials: discrepancy {best.value:.4f} (trial {best.number})")
-    return SearchResult(config, Path(settings.output) / TUNED, study)
+    keep_with_study(settings, write_results(settings, study))
+    for part in settings.each_budget():
+        keep_with_study(part, [part.folder / TUNED])
+    for best in best_trials(study).values():
+        console.print(
+            f"best of {len(done_trials(study))} trials: discrepancy {discrepancy(best):.4f} at {spent(best).measure} "
+            f"{spent(best).met:.4g} (trial {best.number})"
+        )
 
 
 def make_space(settings: Settings, workload: Workload, pixels: Normalisation) -> Space:

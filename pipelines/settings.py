@@ -1,6 +1,7 @@
 """The composed configuration, checked once at the door: a wrong value is one sentence before any work."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,8 +13,6 @@ from multimodal.config import Measure, Positions
 from multimodal.errors import one_sentence
 
 Stage = Literal["calibrate", "search", "validate", "export", "maps", "generate", "benchmark", "watch", "cancel"]
-
-
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 
@@ -122,6 +121,8 @@ class BudgetSettings(_Group):
 class SearchSettings(_Group):
     """conf/search."""
 
+    name: str
+    pareto: bool
     trials: int = Field(ge=1)
     steps: int = Field(ge=1)
     positions: list[Positions] = Field(min_length=1)
@@ -227,6 +228,37 @@ class Settings(_Group):
     generate: GenerateSettings
     maps: MapsSettings
     benchmark: BenchmarkSettings
+
+    @model_validator(mode="after")
+    def _a_front_has_several_budgets(self) -> "Settings":
+        several, example = len(self.budget.budgets) > 1, f"budget.{self.budget.measure}=[0.1,0.2]"
+        if several and not self.search.pareto:
+            raise FlowpruneError(f"budget.{self.budget.measure} names several budgets: add search=pareto, or name one.")
+        if self.search.pareto and not several and "search" in self.stages:
+            raise FlowpruneError(f"search=pareto needs several budgets to search: name them, as in {example}.")
+        if self.search.pareto and self.search.early_stopping:
+            raise FlowpruneError(
+                "search.early_stopping compares a trial with the one best trial, and a front has many: leave it false "
+                "with search=pareto."
+            )
+        return self
+
+    @property
+    def part(self) -> str | None:
+        """With search=pareto, the folder of a budget's own files inside the study's; None without, or with several."""
+        budgets = self.budget.budgets
+        return f"{self.budget.measure}-{budgets[0]:g}" if self.search.pareto and len(budgets) == 1 else None
+
+    @property
+    def folder(self) -> Path:
+        """Where a config's own files are."""
+        return Path(self.output) / (self.part or "")
+
+    def each_budget(self) -> list["Settings"]:
+        """The same for each budget alone."""
+        budgets = self.budget.budgets
+        alone = (self.budget.model_copy(update={self.budget.measure: [budget]}) for budget in budgets)
+        return [self.model_copy(update={"budget": budget}) for budget in alone]
 
 
 def flat_name(path: str) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from statistics import mean, stdev
 
 import torch
@@ -26,8 +25,8 @@ from pipelines.prompts import build_inputs, greedy_answers
 from pipelines.results import load_config
 from pipelines.search import make_space
 from pipelines.settings import Settings
-from pipelines.timing import Stopwatch
 from search.objective import Objective
+from search.stopwatch import Stopwatch
 
 REPORT = "validation.json"
 BATCH = 32
@@ -74,7 +73,7 @@ def run(settings: Settings) -> dict[str, Row]:
     configs = contenders(settings, space, tuned)
     answers = {name: _answers(opened, samples, config, name) for name, config in configs.items()}
     rows = _rows(samples, answers, configs, objective)
-    report = Path(settings.output) / REPORT
+    report = settings.folder / REPORT
     report.write_text(json.dumps({name: asdict(row) for name, row in rows.items()}, indent=2) + "\n", encoding="utf-8")
     console.print(_table(rows, len(samples)))
     if any(row.accuracy_by_kind for row in rows.values()):

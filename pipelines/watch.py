@@ -2,12 +2,12 @@
 
 from multimodal import FlowpruneError
 from pipelines.cluster import follow
-from pipelines.search import SearchResult, conclude, tracked
+from pipelines.search import conclude, tracked
 from pipelines.settings import Settings
 from pipelines.storage import known_study, named
 
 
-def run(settings: Settings) -> SearchResult:
+def run(settings: Settings) -> None:
     """Show progress until the study's target is met, then write what it found.
 
     Raises:
@@ -20,4 +20,4 @@ def run(settings: Settings) -> SearchResult:
         )
     with tracked(settings, study):
         follow(settings, study)
-    return conclude(settings, study)
+    conclude(settings, study)

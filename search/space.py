@@ -14,6 +14,8 @@ from multimodal.methods import SearchRange, make_method, method_named
 from multimodal.vision import Normalisation
 from search.budget import Cost, check_reachable, largest_ratio, ratio_range
 
+BUDGET = "budget"  # the parameter that says which of several budgets a trial has
+
 
 @dataclass(frozen=True)
 class Space:
@@ -73,7 +75,7 @@ class Space:
         """The pruning config of a trial."""
         budget = self.budgets[0]
         if len(self.budgets) > 1:  # by number, so that a sampler sees neighbours
-            budget = self.budgets[trial.suggest_int("budget", 0, len(self.budgets) - 1)]
+            budget = self.budgets[trial.suggest_int(BUDGET, 0, len(self.budgets) - 1)]
         values: dict[str, Any] = dict(self.fixed)
         for name, bounds in self.parameters.items():
             if method_named(self.method).model_fields[name].annotation is int:
@@ -166,6 +168,8 @@ def flat_parameters(config: PruningConfig) -> dict[str, Any]:
     flat = config.method.model_dump(exclude={"name"})
     for number, step in enumerate(config.schedule):
         flat[f"layer_{number}"], flat[f"keep_ratio_{number}"] = step.layer, step.keep_ratio
+    if config.budget is not None:
+        flat["budget"] = config.budget.asked
     return flat | {"positions": config.positions}
 
 

@@ -15,9 +15,11 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from multimodal import FlowpruneError
+from multimodal.config import Budget
 from search.objective import Objective
 from search.queue import claim, fill, put_back
 from search.reaper import Reaper, heartbeat, whoami
+from search.sampler import make_sampler
 from search.space import Space, flat_parameters
 
 CRASHES = 3  # trials in a row that end with an error, after which a worker gives up
@@ -26,21 +28,6 @@ CRASHES = 3  # trials in a row that end with an error, after which a worker give
 def digest(description: Mapping[str, Any]) -> str:
     """A short digest of plain data, to tell whether two searches or caches are the same."""
     return hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def make_sampler(name: str, seed: int, startup: int) -> optuna.samplers.BaseSampler:
-    """The sampler of that name: ``gp``, ``tpe`` or ``random``.
-
-    Raises:
-        FlowpruneError: there is none of that name.
-    """
-    if name == "gp":
-        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup, deterministic_objective=True)
-    if name == "tpe":
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True)
-    if name == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    raise FlowpruneError(f"search.sampler is {name!r}: choose gp, tpe or random.")
 
 
 def open_study(
@@ -52,6 +39,7 @@ def open_study(
     seed: int = 0,
     early_stopping: bool = True,
     worker: int = 0,
+    objectives: int = 1,
 ) -> optuna.Study:
     """Create a study or go on with it.
 
@@ -64,6 +52,7 @@ def open_study(
         seed: of the sampler; the same seed gives the same trials.
         early_stopping: whether clearly worse trials stop after a few samples.
         worker: number of this worker among those of one launch; each has a seed of its own.
+        objectives: 1 for the discrepancy, 2 for the discrepancy and what is spent.
 
     Raises:
         FlowpruneError: it exists with other settings.
@@ -78,6 +67,7 @@ def open_study(
         sampler=make_sampler(sampler, own_seed, startup),
         pruner=optuna.pruners.WilcoxonPruner(p_threshold=0.1) if early_stopping else optuna.pruners.NopPruner(),
         load_if_exists=True,
+        directions=["minimize"] * objectives,
     )
     known = study.user_attrs.get("settings")
     plain = json.loads(json.dumps(settings, default=str))
@@ -105,16 +95,41 @@ def outcome(trial: FrozenTrial) -> str:
     return "stopped early" if stopped_early(trial) else trial.state.name.lower()
 
 
-def best_trial(study: optuna.Study) -> FrozenTrial:
+def discrepancy(trial: FrozenTrial) -> float:
+    """Of a trial that is done; an early-stopped one's is an estimate."""
+    return float(trial.values[0])
+
+
+def spent(trial: FrozenTrial) -> Budget:
+    """What a trial was asked to spend, and did."""
+    return Budget(**trial.user_attrs["config"]["budget"])
+
+
+def best_trials(study: optuna.Study) -> dict[float, FrozenTrial]:
+    """The trial of least discrepancy by budget, least budget first, among those that saw every sample."""
+    best: dict[float, FrozenTrial] = {}
+    for trial in done_trials(study):
+        if not stopped_early(trial):
+            budget = spent(trial).asked
+            best[budget] = min(best.get(budget, trial), trial, key=discrepancy)
+    return dict(sorted(best.items()))
+
+
+def best_trial(study: optuna.Study, budget: float | None = None) -> FrozenTrial:
     """The trial of least discrepancy among those that saw every sample.
+
+    Args:
+        study: the study.
+        budget: the one that the trial had; None where a study has only one.
 
     Raises:
         FlowpruneError: there is none.
     """
-    whole = [trial for trial in done_trials(study) if not stopped_early(trial)]
-    if not whole:
-        raise FlowpruneError(f"Study {study.study_name!r} has no finished trial: run stages=[search] again.")
-    return min(whole, key=lambda trial: trial.value or 0.0)
+    best = best_trials(study)
+    if not best or (budget is not None and budget not in best):
+        of = "" if budget is None else f" of budget {budget:g}"
+        raise FlowpruneError(f"Study {study.study_name!r} has no finished trial{of}: run stages=[search] again.")
+    return min(best.values(), key=discrepancy) if budget is None else best[budget]
 
 
 def run_worker(
@@ -140,9 +155,10 @@ def run_worker(
         Exception: what ended several trials in a row.
     """
 
-    may_stop = not isinstance(study.pruner, optuna.pruners.NopPruner)  # each report is a transaction
+    # each report is a transaction, and with two objectives an error
+    may_stop = not isinstance(study.pruner, optuna.pruners.NopPruner)
 
-    def evaluate(trial: optuna.Trial) -> float:
+    def evaluate(trial: optuna.Trial) -> float | tuple[float, float]:
         on_start(trial)
         config = space.suggest(trial)
         note(trial, config=config.model_dump(mode="json"), parameters=flat_parameters(config))
@@ -154,7 +170,7 @@ def run_worker(
             for step, value in enumerate(discrepancies[reported:] if may_stop else [], reported):
                 trial.report(value, step)
             reported = len(discrepancies)
-            if reported < objective.samples and trial.should_prune():
+            if may_stop and reported < objective.samples and trial.should_prune():
                 raise _ClearlyWorse(discrepancies)
 
         try:
@@ -163,13 +179,13 @@ def run_worker(
             note(trial, samples=reported, stopped_early=True)
             return _estimate(study, stop.discrepancies)
         note(trial, samples=reported)
-        discrepancy = sum(discrepancies) / len(discrepancies)
-        if not math.isfinite(discrepancy):
+        found = sum(discrepancies) / len(discrepancies)
+        if not math.isfinite(found):
             raise FlowpruneError(
-                f"The discrepancy of trial {trial.number} is {discrepancy}: the model overflows in its dtype, "
+                f"The discrepancy of trial {trial.number} is {found}: the model overflows in its dtype, "
                 "set model.dtype=float32 or bfloat16."
             )
-        return discrepancy
+        return found if len(study.directions) == 1 else (found, space.cost(config.schedule))
 
     reaper, crashes = Reaper(study, trials), 0
     while len(done_trials(study)) < trials:
@@ -181,8 +197,8 @@ def run_worker(
             continue
         try:
             with heartbeat(study, claimed):
-                discrepancy = evaluate(optuna.Trial(study, claimed._trial_id))
-            told = study.tell(claimed.number, discrepancy, skip_if_finished=True)
+                values = evaluate(optuna.Trial(study, claimed._trial_id))
+            told = study.tell(claimed.number, values, skip_if_finished=True)
         except UpdateFinishedTrialError:
             continue  # silent for so long that it was taken for dead, and the slot given to another worker
         except FlowpruneError:
@@ -214,9 +230,8 @@ def _estimate(study: optuna.Study, discrepancies: list[float]) -> float:
     the trial completes with an estimate, as Optuna's documentation of WilcoxonPruner advises. It is never the best.
     """
     best = best_trial(study)
-    assert best.value is not None
     worse = [value - best.intermediate_values[step] for step, value in enumerate(discrepancies)]
-    return max(best.value + sum(worse) / len(worse), math.nextafter(best.value, math.inf))
+    return max(discrepancy(best) + sum(worse) / len(worse), math.nextafter(discrepancy(best), math.inf))
 
 
 def note(trial: optuna.Trial, **attributes: Any) -> None:

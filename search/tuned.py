@@ -7,6 +7,7 @@ from optuna.trial import FrozenTrial
 
 from multimodal import PruningConfig
 from multimodal.config import Provenance, TunedModel
+from search.study import discrepancy
 
 VERSIONS = {package: version(package) for package in ("flowprune", "torch", "transformers")}
 
@@ -18,15 +19,14 @@ def tuned_config(study: optuna.Study, trial: FrozenTrial) -> PruningConfig:
         study: whose settings say for which model, data and budget.
         trial: one of its complete trials.
     """
-    settings, facts = study.user_attrs["settings"], trial.user_attrs
-    assert trial.value is not None
-    return PruningConfig(**facts["config"]).model_copy(
+    settings = study.user_attrs["settings"]
+    return PruningConfig(**trial.user_attrs["config"]).model_copy(
         update={
             "model": TunedModel(**settings["model"]),
             "provenance": Provenance(
                 study=study.study_name,
                 trial=trial.number,
-                calibration_discrepancy=trial.value,
+                calibration_discrepancy=discrepancy(trial),
                 data_digest=settings["data"],
                 versions=VERSIONS,
             ),

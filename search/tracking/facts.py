@@ -9,7 +9,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from optuna.trial import FrozenTrial, TrialState
 
 from search.credentials import masked
-from search.study import best_trial, outcome, stopped_early
+from search.study import best_trial, best_trials, discrepancy, outcome, spent, stopped_early
 from search.tuned import tuned_config
 
 RUN = "mlflow_run"  # the study's attribute that names its run
@@ -21,8 +21,8 @@ CONFIG = "config"  # the tag that holds a trial's config, so that any trial can 
 def trial_metrics(trial: FrozenTrial) -> dict[str, float]:
     """A trial's few figures; an early-stopped one's discrepancy is an estimate and has a name of its own."""
     metrics: dict[str, float] = {}
-    if trial.state == TrialState.COMPLETE and trial.value is not None:
-        metrics["discrepancy_estimated" if stopped_early(trial) else "discrepancy"] = trial.value
+    if trial.state == TrialState.COMPLETE:
+        metrics["discrepancy_estimated" if stopped_early(trial) else "discrepancy"] = discrepancy(trial)
     if trial.duration is not None:
         metrics["seconds"] = trial.duration.total_seconds()
     return metrics | {name: float(trial.user_attrs[name]) for name in FIGURES if name in trial.user_attrs}
@@ -71,9 +71,15 @@ def _params(trial: FrozenTrial) -> dict[str, str]:
 
 
 def study_metrics(study: optuna.Study) -> dict[str, float]:
-    """The figures of a study's best trial; none as long as there is none."""
-    whole = [trial for trial in study.get_trials(deepcopy=False) if outcome(trial) == "complete"]
-    return trial_metrics(best_trial(study)) if whole else {}
+    """The figures of a study's best trial, with several budgets of the best of each; none as long as there is none."""
+    best = best_trials(study)
+    if len(study.directions) == 1:
+        return trial_metrics(best_trial(study)) if best else {}
+    return {
+        f"{name} at {spent(trial).measure} {budget:g}": figure
+        for budget, trial in best.items()
+        for name, figure in trial_metrics(trial).items()
+    }
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

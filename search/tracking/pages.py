@@ -4,7 +4,7 @@ from urllib.parse import quote
 
 import optuna
 
-from search.study import best_trial, done_trials, stopped_early
+from search.study import best_trials, discrepancy, done_trials, spent
 from search.tracking.facts import RUN
 from search.tracking.store import LOST, open_store
 
@@ -44,8 +44,8 @@ def note(study: optuna.Study, experiment: str, run: str) -> str:
     """A study's description in Markdown: where its trials are, which is best, and how to use it."""
     done = done_trials(study)
     lines = [f"[All trials in one table, least discrepancy first]({_trials_route(experiment, run)})", ""]
-    if any(not stopped_early(trial) for trial in done):
-        best = best_trial(study)
-        lines += [f"Best of {len(done)} trials: trial {best.number}, discrepancy {best.value:.4f}.", ""]
+    for best in best_trials(study).values():
+        of = f"{len(done)} trials at {spent(best).measure} {spent(best).met:.4g}"
+        lines += [f"Best of {of}: trial {best.number}, discrepancy {discrepancy(best):.4f}.", ""]
     lines += [f"Its config on any machine: `flowprune stages=[export] run_id={run}`. A trial's run id works as well."]
     return "\n".join(lines)

@@ -191,6 +191,33 @@ def test_a_corrupt_config_is_refused(stage, change, message, in_shared, shared):
     assert code == 2 and "Traceback" not in printed and message in " ".join(printed.split())
 
 
+def test_several_budgets_in_one_study(flowprune, tmp_path):
+    front = ("experiment=smoke", "search=pareto", "search.batch_size=3", "search.trials=6", "data.heldout=4")
+    code, printed = flowprune(*front, "budget.retention=[0.5,0.2]")
+    assert code == 0, printed
+    study, output = study_of(tmp_path), tmp_path / "run"
+    assert len(study.directions) == 2 and is_picture(output / "pareto.png")
+    for trial in study.get_trials():
+        asked, met = (trial.user_attrs["config"]["budget"][name] for name in ("asked", "met"))
+        assert trial.values[1] == met == pytest.approx(trial.user_attrs["retention"]) and asked - 0.05 < met <= asked
+    for budget in (0.2, 0.5):
+        folder = output / f"retention-{budget}"
+        config = PruningConfig.from_pretrained(folder)
+        report = json.loads((folder / "validation.json").read_text())
+        assert config.budget.asked == budget and budget - 0.05 < config.budget.met <= budget
+        assert report["tuned"]["discrepancy"] == config.provenance.heldout_discrepancy
+        alike = [t for t in study.get_trials() if t.user_attrs["config"]["budget"]["asked"] == budget]
+        assert config.provenance.trial == min(alike, key=lambda trial: trial.values[0]).number
+        assert artifacts_of(tmp_path, f"retention-{budget}") == {"tuned.json", "pruning.json", "validation.json"}
+    assert artifacts_of(tmp_path) >= {"trials.csv", "pareto.png", "settings.json"}
+
+    code, printed = flowprune(*front, "budget.retention=0.5", "stages=[maps]", "maps.samples=1")
+    assert code == 0, printed
+    assert is_picture(output / "retention-0.5" / "maps" / "00.png") and not (output / "retention-0.2" / "maps").exists()
+    code, printed = flowprune(*front, "budget.retention=0.3", "stages=[maps]")
+    assert code == 2 and "retention-0.3 holds no tuned config" in " ".join(printed.split())
+
+
 def test_a_folder_of_ones_own_without_answers(flowprune, tmp_path):
     samples = [Sample(s.image.resize((300, 120)), s.question) for s in scenes("test", 9)]
     write_folder(samples, tmp_path / "data")

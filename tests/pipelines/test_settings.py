@@ -32,6 +32,9 @@ def no_model(monkeypatch):
         (["budget=kv", "budget.kv=[0.5,yes]"], r"budget\.kv is 'yes': give a share"),
         (["budget=flops", "+budget.kv=0.3"], r"budget has flops and kv: choose exactly one of retention, flops, kv, "),
         (["budget=flops", "~budget.flops", "budget.name=x"], r"budget has no measure: choose exactly one"),
+        (["budget.retention=[0.1,0.2]"], r"budget\.retention names several budgets: add search=pareto, or name one"),
+        (["search=pareto", "budget=kv"], r"search=pareto needs several budgets to search: .* budget\.kv=\[0\.1,0\.2\]"),
+        (["search=pareto", "search.early_stopping=true"], r"search\.early_stopping compares a trial with the one best"),
         (["search.trials=abc"], r"search\.trials is 'abc': input should be a valid integer"),
         (
             ["search.positions=[sideways]"],

@@ -80,11 +80,6 @@ def test_settings_survive_json(tmp_path):
     assert digest({"b": 1, "a": (1, 2)}) == digest({"a": [1, 2], "b": 1}) != digest({"a": [2, 1], "b": 1})
 
 
-def test_an_unknown_sampler_is_refused(tmp_path):
-    with pytest.raises(FlowpruneError, match=r"search\.sampler is 'grid': choose gp, tpe or random"):
-        make_study(tmp_path, sampler="grid")
-
-
 def test_a_study_file_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "text.db").write_text("not a database, by any means; " * 100)
