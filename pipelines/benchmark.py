@@ -28,8 +28,8 @@ from pipelines.data import load_samples
 from pipelines.opened import build_random, open_model
 from pipelines.prompts import build_inputs
 from pipelines.results import load_config
-from pipelines.search import make_space
 from pipelines.settings import Settings
+from pipelines.space import make_space
 from search.calibration import CalibrationSample, observe_sample
 from search.objective import Objective
 from search.stopwatch import Stopwatch

@@ -8,8 +8,6 @@ import optuna
 from optuna.trial import FrozenTrial
 from rich.markup import escape
 
-from multimodal.costs import Workload
-from multimodal.vision import Normalisation
 from pipelines.calibrate import observed
 from pipelines.cluster import check_pairing, follow, launch
 from pipelines.console import console
@@ -19,8 +17,8 @@ from pipelines.opened import open_model
 from pipelines.progress import study_progress
 from pipelines.results import TUNED, write_results
 from pipelines.settings import Settings
+from pipelines.space import check_device, make_space, study_latency
 from pipelines.storage import named, open_storage
-from search.budget import share_of
 from search.credentials import masked
 from search.objective import Objective
 from search.queue import fill
@@ -89,7 +87,8 @@ def join(settings: Settings, worker: int = 0) -> Search:
     calibration = observed(settings, samples, "calibration")
     opened = open_model(settings.model)
     objective = Objective(opened.family, calibration.samples, settings.search.batch_size, settings.seed)
-    space = make_space(settings, objective.workload, opened.pixels)
+    latency = study_latency(settings, opened, calibration, objective.workload)
+    space = make_space(settings, objective.workload, opened.pixels, latency)
     description = space.describe() | {
         "model": opened.tuned_for.model_dump(),
         "data": calibration.data_digest,
@@ -99,6 +98,8 @@ def join(settings: Settings, worker: int = 0) -> Search:
         "startup": settings.search.startup,
         "early_stopping": settings.search.early_stopping,
     }
+    if latency is not None:
+        description["latency"] = latency.model_dump()
     study = open_study(
         storage,
         settings.study,
@@ -122,6 +123,7 @@ def work(search: Search, target: int, tracker: Tracker, show: Callable[[], None]
         tracker: told of each trial.
         show: called after each trial that ends here.
     """
+    check_device(search.study, search.objective.family.text_model.device)
 
     def on_end(trial: FrozenTrial) -> None:
         tracker.end_trial(trial)
@@ -164,29 +166,3 @@ def conclude(settings: Settings, study: optuna.Study) -> None:
             f"best of {len(done_trials(study))} trials: discrepancy {discrepancy(best):.4f} at {spent(best).measure} "
             f"{spent(best).met:.4g} (trial {best.number})"
         )
-
-
-def make_space(settings: Settings, workload: Workload, pixels: Normalisation) -> Space:
-    """The search space of the settings.
-
-    Args:
-        settings: method, budget and schedule.
-        workload: the prompts that meet the budget together.
-        pixels: mean and standard deviation of the image processor.
-
-    Raises:
-        FlowpruneError: the budget cannot be met.
-    """
-    return Space(
-        method=settings.method.name,
-        fixed=settings.method.fixed,
-        ranges=settings.method.ranges,
-        measure=settings.budget.measure,
-        budgets=settings.budget.budgets,
-        cost=share_of(workload, settings.budget.measure),
-        steps=settings.search.steps,
-        layers=workload.layers,
-        positions=settings.search.positions,
-        layouts=workload.layouts,
-        pixels=pixels,
-    )

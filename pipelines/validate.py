@@ -23,8 +23,8 @@ from pipelines.keeping import keep_with_study
 from pipelines.opened import OpenedModel, open_model
 from pipelines.prompts import build_inputs, greedy_answers
 from pipelines.results import load_config
-from pipelines.search import make_space
 from pipelines.settings import Settings
+from pipelines.space import make_space, study_latency
 from search.objective import Objective
 from search.stopwatch import Stopwatch
 
@@ -69,7 +69,8 @@ def run(settings: Settings) -> dict[str, Row]:
     samples = load_samples(settings.data, "heldout", settings.seed)
     cached = observed(settings, samples, "heldout")
     objective = Objective(opened.family, cached.samples, settings.search.batch_size, settings.seed)
-    space = make_space(settings, objective.workload, opened.pixels)
+    latency = study_latency(settings, opened, cached, objective.workload)
+    space = make_space(settings, objective.workload, opened.pixels, latency)
     configs = contenders(settings, space, tuned)
     answers = {name: _answers(opened, samples, config, name) for name, config in configs.items()}
     rows = _rows(samples, answers, configs, objective)

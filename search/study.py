@@ -163,6 +163,8 @@ def run_worker(
         config = space.suggest(trial)
         note(trial, config=config.model_dump(mode="json"), parameters=flat_parameters(config))
         note(trial, **objective.shares(config))
+        if space.measure == "latency_ms":
+            note(trial, latency_ms=space.cost(config.schedule))
         reported = 0
 
         def after_batch(discrepancies: list[float]) -> None:

@@ -13,7 +13,7 @@ from search.study import best_trial, best_trials, discrepancy, outcome, spent, s
 from search.tuned import tuned_config
 
 RUN = "mlflow_run"  # the study's attribute that names its run
-FIGURES = ("samples", "retention", "kv_share", "flops_share")
+FIGURES = ("samples", "retention", "kv_share", "flops_share", "latency_ms")
 ORIGIN = ("worker", "job", "error")
 CONFIG = "config"  # the tag that holds a trial's config, so that any trial can be exported
 

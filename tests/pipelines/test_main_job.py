@@ -9,6 +9,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+import pipelines.space
 from multimodal import PruningConfig, load_model, prune
 from pipelines.data import Sample
 from pipelines.data.folder import write_folder
@@ -216,6 +217,29 @@ def test_several_budgets_in_one_study(flowprune, tmp_path):
     assert is_picture(output / "retention-0.5" / "maps" / "00.png") and not (output / "retention-0.2" / "maps").exists()
     code, printed = flowprune(*front, "budget.retention=0.3", "stages=[maps]")
     assert code == 2 and "retention-0.3 holds no tuned config" in " ".join(printed.split())
+
+
+def test_a_budget_in_milliseconds(flowprune, tmp_path, monkeypatch):
+    on_budget = ("experiment=smoke", "search.batch_size=3", "budget=latency_ms")
+    code, printed = flowprune(*on_budget, "budget.latency_ms=0.001", "stages=[search]")
+    assert code == 2 and "is left in any case" in " ".join(printed.split())
+    [file] = tmp_path.glob("cache/*/latency-*.json")
+    measured = json.loads(file.read_text())
+    budget = measured["pruning"] + (measured["milliseconds"][0] + measured["milliseconds"][-1]) / 2
+    on_budget += (f"budget.latency_ms={budget}",)
+    code, printed = flowprune(*on_budget, "stages=[calibrate,search,export]")
+    assert code == 0, printed
+    met = PruningConfig.from_pretrained(tmp_path / "run").budget
+    assert (met.measure, met.asked) == ("latency_ms", budget) and 0.5 * budget < met.met <= budget
+    with (tmp_path / "run" / "trials.csv").open(newline="") as rows:
+        assert all(float(row["latency_ms"]) <= budget for row in csv.DictReader(rows))
+
+    file.unlink()  # the study has it
+    code, printed = flowprune(*on_budget, "stages=[search]", "search.trials=5")
+    assert code == 0 and not file.exists() and len(study_of(tmp_path).get_trials()) == 5, printed
+    monkeypatch.setattr(pipelines.space, "device_name", lambda device: "another")
+    code, printed = flowprune(*on_budget, "stages=[search]", "search.trials=6")
+    assert code == 2 and "and this is another: run it there" in " ".join(printed.split())
 
 
 def test_a_folder_of_ones_own_without_answers(flowprune, tmp_path):

@@ -2,8 +2,10 @@
 
 import math
 import re
+from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import optuna
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from multimodal import FlowpruneError
 from multimodal.costs import Workload
 from multimodal.layout import Layout
 from search.budget import check_reachable, largest_ratio, last_ratio, ratio_range, share_of
+from search.latency import Latency
 from search.space import Space
 
 PIXELS = ((0.5,) * 3, (0.5,) * 3)
@@ -152,6 +155,29 @@ def test_every_suggestion_is_on_budget(workload, measure, steps, where, data):
     more = [ratio + 1e-9 for ratio in more if ratio > ratios[-1] + 1e-6]
     if more:
         assert share(measure, prompts, layers, depth, [*ratios[:-1], min(more)]) > target
+
+
+def test_a_budget_in_milliseconds_is_met_by_the_last_token():
+    prompts = [([Layout(((8, 8),))], 6), ([Layout(((8, 8),)), Layout(((5, 7),))], 3)]
+    workload = Workload(text_config(6), prompts)
+    latency = Latency(device="", tokens=(1, 40, 70, 108), milliseconds=(2, 5, 5, 30), pruning=1.5, error=0)
+
+    def milliseconds(layers: list[int], ratios: list[float]) -> float:
+        total = 0.0
+        for images, text in prompts:
+            counts = [[image.visual_tokens, *counts_of(image, ratios)] for image in images]
+            seen = [text + sum(left[sum(at <= layer for at in layers)] for left in counts) for layer in range(6)]
+            total += sum(np.interp(seen, [1, 40, 70, 108], [2, 5, 5, 30])) / 6
+        return total / len(prompts) + 1.5
+
+    cost = partial(latency.predict, workload)
+    space = Space("uniform", {}, {}, "latency_ms", [7.0], cost, 3, 6, ["original"], workload.layouts, PIXELS)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(20):
+        config = space.suggest(study.ask())
+        layers, ratios = [step.layer for step in config.schedule], [step.keep_ratio for step in config.schedule]
+        assert config.budget.met == pytest.approx(milliseconds(layers, ratios)) and config.budget.met <= 7
+        assert ratios[-1] == 1 or milliseconds(layers, [*ratios[:-1], ratios[-1] + 1e-6]) > 7
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,114 @@
+"""The search space of the settings, and the latency model of a study whose budget is in milliseconds."""
+
+import os
+from functools import partial
+
+import optuna
+import torch
+
+from multimodal import FlowpruneError
+from multimodal.costs import Workload
+from multimodal.vision import Normalisation
+from pipelines.calibrate import Calibration
+from pipelines.console import console
+from pipelines.opened import OpenedModel
+from pipelines.settings import BudgetSettings, Settings
+from pipelines.storage import known_study
+from search.budget import share_of
+from search.latency import Latency, device_name, measure_latency
+from search.space import Space
+from search.study import digest
+
+PROBES = BudgetSettings(name="probes", retention=[0.3, 0.5, 0.7])  # what pruned prefills are timed at
+PROBED = 6
+
+
+def make_space(settings: Settings, workload: Workload, pixels: Normalisation, latency: Latency | None = None) -> Space:
+    """The search space of the settings.
+
+    Args:
+        settings: method, budget and schedule.
+        workload: the prompts that meet the budget together.
+        pixels: mean and standard deviation of the image processor.
+        latency: see :func:`study_latency`; needed by a budget in milliseconds.
+
+    Raises:
+        FlowpruneError: the budget cannot be met.
+    """
+    measure = settings.budget.measure
+    if measure == "latency_ms" and latency is None:
+        raise FlowpruneError("budget.latency_ms needs a search first: run stages=[search], or choose another budget.")
+    return Space(
+        method=settings.method.name,
+        fixed=settings.method.fixed,
+        ranges=settings.method.ranges,
+        measure=measure,
+        budgets=settings.budget.budgets,
+        cost=share_of(workload, measure) if latency is None else partial(latency.predict, workload),
+        steps=settings.search.steps,
+        layers=workload.layers,
+        positions=settings.search.positions,
+        layouts=workload.layouts,
+        pixels=pixels,
+    )
+
+
+def study_latency(
+    settings: Settings, opened: OpenedModel, calibration: Calibration, workload: Workload
+) -> Latency | None:
+    """The study's latency model; before there is a study, the one in the cache, which the first worker measures.
+
+    Args:
+        settings: of the run.
+        opened: the model, on the worker's device.
+        calibration: samples to measure on, and the cache.
+        workload: their prompts.
+
+    Returns:
+        None with a budget in another measure.
+    """
+    if settings.budget.measure != "latency_ms":
+        return None
+    study = known_study(settings)
+    known = None if study is None else study.user_attrs.get("settings", {}).get("latency")
+    return Latency(**known) if known else _cached(settings, opened, calibration, workload)
+
+
+def check_device(study: optuna.Study, device: torch.device) -> None:
+    """Refuse to count milliseconds of another device.
+
+    Raises:
+        FlowpruneError: the study's latency model was measured elsewhere.
+    """
+    known, here = study.user_attrs["settings"].get("latency"), device_name(device)
+    if known is not None and known["device"] != here:
+        raise FlowpruneError(
+            f"Study {study.study_name!r} counts milliseconds on {known['device']}, and this is {here}: run it there, "
+            "or choose another study=NAME."
+        )
+
+
+def _cached(settings: Settings, opened: OpenedModel, calibration: Calibration, workload: Workload) -> Latency:
+    """Measured by one worker: where several do it at once, the first to finish is the one that all read."""
+    device = device_name(opened.family.text_model.device)
+    key = digest({"device": device, "method": settings.method.name, "steps": settings.search.steps})
+    path = calibration.folder / f"latency-{key}.json"
+    if not path.exists():
+        space = make_space(settings.model_copy(update={"budget": PROBES}), workload, opened.pixels)
+        trials = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=settings.seed))
+        probes = [space.suggest(trials.ask()) for _ in range(PROBED)]
+        measured = measure_latency(opened.family, calibration.samples, probes, workload)
+        own = path.with_suffix(f".{os.getpid()}")
+        own.write_text(measured.model_dump_json(indent=2), encoding="utf-8")
+        try:
+            os.link(own, path)
+        except FileExistsError:
+            pass
+        finally:
+            own.unlink()
+    found = Latency.model_validate_json(path.read_text(encoding="utf-8"))
+    console.print(
+        f"one prompt's prefill on {found.device}: {found.milliseconds[-1]:.4g} ms unpruned, predictions for pruned "
+        f"ones are off by {found.error:.0%} (median)"
+    )
+    return found
