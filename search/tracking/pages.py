@@ -1,6 +1,7 @@
 """What a person sees first in the MLflow UI: links that sort and filter, and a study's description."""
 
-from urllib.parse import quote
+import json
+from itertools import chain
 
 import optuna
 
@@ -8,6 +9,7 @@ from search.study import best_trials, discrepancy, done_trials, spent
 from search.tracking.facts import RUN
 from search.tracking.store import LOST, open_store
 
+COLUMNS = ["tags.`state`", *(f"metrics.`{name}`" for name in ("discrepancy", "discrepancy_estimated", "retention"))]
 LOCAL_UI = "http://127.0.0.1:5000"
 
 
@@ -33,11 +35,23 @@ def trials_page(uri: str, study: optuna.Study) -> str | None:
 
 
 def _trials_route(experiment: str, run: str) -> str:
-    wanted = quote(f"tags.kind='trial' and tags.`mlflow.parentRunId`='{run}'")
-    return f"#/experiments/{experiment}/runs?searchFilter={wanted}&orderByKey={_DISCREPANCY}&orderByAsc=true"
+    return f"#/experiments/{experiment}/runs?viewStateShareKey={run}&workflowType=machine_learning"
 
 
-_DISCREPANCY = quote("metrics.`discrepancy`")
+def trials_view(study: optuna.Study, run: str) -> tuple[str, str]:
+    """The view behind :func:`trials_page`: which runs, in which order, with which columns.
+
+    Returns:
+        The experiment's tag that holds it, as the UI's own "share view" writes it, and its value.
+    """
+    named = (trial.user_attrs["parameters"] for trial in done_trials(study))
+    view = {
+        "searchFilter": f"tags.kind = 'trial' and tags.`mlflow.parentRunId` = '{run}'",
+        "orderByKey": "metrics.`discrepancy`",
+        "orderByAsc": True,
+        "selectedColumns": COLUMNS + [f"params.`{name}`" for name in dict.fromkeys(chain.from_iterable(named))],
+    }
+    return f"mlflow.sharedViewState.{run}", json.dumps(view)
 
 
 def note(study: optuna.Study, experiment: str, run: str) -> str:

@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from optuna.trial import FrozenTrial, TrialState
 
 from search.tracking.facts import RUN, agrees, ended, entities, flat, milliseconds, status, study_metrics
-from search.tracking.pages import note
+from search.tracking.pages import note, trials_view
 from search.tracking.store import find_experiment
 
 IDENTITY = "mlflow_study_id:"  # begins the study's attributes, one a worker that was first, that recognise its runs
@@ -85,7 +85,7 @@ class StudyRuns:
     def _settled(self) -> tuple[Run, dict[int, Run], int]:
         """The study's run, its trials' runs, and how many runs had to be made, moved or deleted for there to be one
         each."""
-        experiment, changes = self._experiment_id(), 0
+        experiment, changes = self._opened_experiment().experiment_id, 0
         found = self._found(experiment)
         if not any(run.data.tags["kind"] == "study" for run in found):
             starts = [milliseconds(trial.datetime_start) for trial in self._study.get_trials(deepcopy=False)]
@@ -134,10 +134,10 @@ class StudyRuns:
 
     def _sync_parent(self, parent: Run, wanted: str) -> int:
         """Make the study's run say what Optuna knows; returns how many things were changed."""
-        known = parent.data
+        known, run_id, experiment = parent.data, parent.info.run_id, self._opened_experiment()
         at = max((ended(trial) for trial in self._study.get_trials(deepcopy=False)), default=0)
         params = flat(self._study.user_attrs["settings"])
-        tags = {"mlflow.note.content": note(self._study, parent.info.experiment_id, parent.info.run_id)}
+        tags = {"mlflow.note.content": note(self._study, experiment.experiment_id, run_id)}
         new: dict[str, Any] = {
             "params": [Param(name, value) for name, value in params.items() if name not in known.params],
             "tags": [RunTag(name, value) for name, value in tags.items() if known.tags.get(name) != value],
@@ -148,15 +148,18 @@ class StudyRuns:
             ],
         }
         if any(new.values()):
-            self._client.log_batch(parent.info.run_id, **new)
+            self._client.log_batch(run_id, **new)
+        name, view = trials_view(self._study, run_id)
+        if experiment.tags.get(name) != view:
+            self._client.set_experiment_tag(experiment.experiment_id, name, view)
         if parent.info.status != wanted:
             if wanted == "RUNNING":
-                self._client.update_run(parent.info.run_id, wanted)
+                self._client.update_run(run_id, wanted)
             else:
-                self._client.set_terminated(parent.info.run_id, wanted, at or None)
+                self._client.set_terminated(run_id, wanted, at or None)
         return sum(map(len, new.values())) + (parent.info.status != wanted)
 
-    def _experiment_id(self) -> str:
+    def _opened_experiment(self) -> Experiment:
         """The experiment of the study's run, or else that of the name, which is made if there is none.
 
         Raises:
@@ -164,14 +167,14 @@ class StudyRuns:
         """
         found = self._known_experiment() or find_experiment(self._client, self._experiment)
         if found is not None:
-            return found.experiment_id
+            return found
         location = None if self._artifacts is None else self._artifacts.absolute().as_uri()
         try:
-            return self._client.create_experiment(self._experiment, location, KIND)
+            self._client.create_experiment(self._experiment, location, KIND)
         except MlflowException as error:  # another worker was first
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            return self._experiment_id()
+        return self._opened_experiment()
 
     def _known_experiment(self) -> Experiment | None:
         known = self._study.user_attrs.get(RUN)

@@ -18,6 +18,12 @@ from search.credentials import masked
 
 LOST = (MlflowException, OSError, SQLAlchemyError, StorageInternalError)  # what a store or storage that fails raises
 
+CLIENT = {  # how MLflow's client behaves, unless the environment says otherwise
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # once a run, with the address's credentials
+}
+
 
 @cache
 def open_store(uri: str) -> MlflowClient:
@@ -29,8 +35,8 @@ def open_store(uri: str) -> MlflowClient:
     Raises:
         FlowpruneError: a database cannot be opened.
     """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    for name, value in CLIENT.items():
+        os.environ.setdefault(name, value)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     try:
         if uri.startswith("sqlite:///"):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import optuna
 import pytest
-from stand_ins import make_study, make_tracker
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,14 +15,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True, scope="session")
 def quiet():
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory) -> Path:
-    """An MLflow database, made once: its migrations take seconds."""
-    folder = tmp_path_factory.mktemp("store")
-    make_tracker(folder, make_study(folder, "unused")).close()
-    return folder / "mlflow.db"
 
 
 @pytest.fixture

@@ -40,7 +40,10 @@ def client_of(folder: Path) -> MlflowClient:
 
 
 def runs_of(folder: Path, kind: str, study: str = "s") -> list:
-    client = client_of(folder)
+    return find_runs(client_of(folder), kind, study)
+
+
+def find_runs(client: MlflowClient, kind: str, study: str) -> list:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     return list(client.search_runs(experiments, f"tags.kind = '{kind}' and tags.study = '{study}'"))
 
@@ -57,10 +60,15 @@ def milliseconds(at) -> int:
 
 
 def check_agreement(folder: Path, study: optuna.Study, parent_status: str = "FINISHED") -> None:
+    """The runs of a local store say what the study says."""
+    check_runs(client_of(folder), study, parent_status)
+
+
+def check_runs(client: MlflowClient, study: optuna.Study, parent_status: str = "FINISHED") -> None:
     """One run for the study, and for every trial that ended one run that says the same."""
-    [parent] = runs_of(folder, "study")
+    parent, children = (find_runs(client, kind, study.study_name) for kind in ("study", "trial"))
+    [parent] = parent
     assert parent.info.status == parent_status and parent.info.run_id == study.user_attrs["mlflow_run"]
-    children = runs_of(folder, "trial")
     assert {child.data.tags["mlflow.parentRunId"] for child in children} <= {parent.info.run_id}
     assert {child.info.experiment_id for child in children} <= {parent.info.experiment_id}
     trials = [trial for trial in study.get_trials() if trial.state.is_finished()]
