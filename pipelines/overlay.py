@@ -1,10 +1,12 @@
 """One picture of one sample: the image, what the maps say of it, and what every step keeps."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from PIL import Image
 from torch import Tensor
 
@@ -21,7 +23,6 @@ from pipelines.prompts import build_inputs
 from search.calibration import CalibrationSample, observe_sample
 
 
-@torch.inference_mode()
 def write_overlay(opened: OpenedModel, sample: Sample, config: PruningConfig, path: Path, title: str) -> Path:
     """Draw a sample under a config; returns the path of the PNG.
 
@@ -31,6 +32,22 @@ def write_overlay(opened: OpenedModel, sample: Sample, config: PruningConfig, pa
         config: how it is pruned.
         path: of the PNG.
         title: above the picture.
+    """
+    save_panels(path, title, overlay_panels(opened, sample, config))
+    return path
+
+
+@torch.inference_mode()
+def overlay_panels(
+    opened: OpenedModel, sample: Sample, config: PruningConfig, name: str = "image"
+) -> list[list[Callable[[Axes], None]]]:
+    """What :func:`write_overlay` draws: a row for each of the image's grids.
+
+    Args:
+        opened: the model.
+        sample: one image and question.
+        config: how it is pruned.
+        name: above the image.
     """
     inputs = build_inputs(opened, [sample])
     seen = observe_sample(opened.family, inputs, config.method.vision_layers, opened.pixels)
@@ -42,10 +59,12 @@ def write_overlay(opened: OpenedModel, sample: Sample, config: PruningConfig, pa
     own = None if importance is None else importance[0]
     maps = _maps(opened, config, seen, layout, own)
     steps = _steps(config, seen, layout, kept, _recycled_sizes(config, seen, layout, own))
-    panels = []
+    panels: list[list[Callable[[Axes], None]]] = []
     for grid, view in enumerate(_views(inputs["pixel_values"], layout, sample.image)):
-        row = [partial(draw_image, image=view, title="image" if grid == 0 else f"grid {grid}")]
-        row += [partial(draw_map, image=view, values=values[grid], title=name) for name, values in maps.items()]
+        row: list[Callable[[Axes], None]] = [
+            partial(draw_image, image=view, title=name if grid == 0 else f"grid {grid}")
+        ]
+        row += [partial(draw_map, image=view, values=values[grid], title=what) for what, values in maps.items()]
         row += [
             partial(
                 draw_kept,
@@ -53,13 +72,12 @@ def write_overlay(opened: OpenedModel, sample: Sample, config: PruningConfig, pa
                 kept=left[grid],
                 sizes=sizes[grid],
                 cells=cells[grid] if cells else None,
-                title=name,
+                title=step,
             )
-            for name, left, sizes, cells in steps
+            for step, left, sizes, cells in steps
         ]
         panels.append(row)
-    save_panels(path, title, panels)
-    return path
+    return panels
 
 
 def _views(pixels: Tensor, layout: Layout, image: Image.Image) -> list[Image.Image]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import optuna
 
 from multimodal import FlowpruneError, PruningConfig
+from pipelines.parameters_plot import plot_parameters
 from pipelines.pareto_plot import plot_front
 from pipelines.plots import plot_search
 from pipelines.settings import Settings
@@ -18,7 +19,7 @@ TUNED, SETTINGS, TRIALS, HISTORY, FRONT = "tuned.json", "settings.json", "trials
 
 
 def write_results(settings: Settings, study: optuna.Study) -> list[Path]:
-    """Write the tuned config of each budget into its folder, and the study's table of trials and picture.
+    """Write the tuned config of each budget into its folder, and the study's table of trials and pictures.
 
     Returns:
         The files of the study as a whole.
@@ -32,8 +33,7 @@ def write_results(settings: Settings, study: optuna.Study) -> list[Path]:
         part.folder.mkdir(parents=True, exist_ok=True)
         config = tuned_config(study, trial).model_dump_json(indent=2)
         (part.folder / TUNED).write_text(config + "\n", encoding="utf-8")
-    chosen, trials = output / SETTINGS, output / TRIALS
-    chosen.write_text(masked(settings.model_dump_json(indent=2)) + "\n", encoding="utf-8")
+    trials = output / TRIALS
     _write_trials(study, trials)
     if settings.search.pareto:
         picture = output / FRONT
@@ -41,7 +41,15 @@ def write_results(settings: Settings, study: optuna.Study) -> list[Path]:
     else:
         picture = output / HISTORY
         plot_search(study, picture)
-    return [chosen, trials, picture]
+    return [trials, picture, *plot_parameters(study, output)]
+
+
+def write_settings(settings: Settings) -> Path:
+    """Write the composed configuration, without credentials; returns the file."""
+    path = Path(settings.output) / SETTINGS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(masked(settings.model_dump_json(indent=2)) + "\n", encoding="utf-8")
+    return path
 
 
 def _write_trials(study: optuna.Study, path: Path) -> None:

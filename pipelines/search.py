@@ -15,7 +15,8 @@ from pipelines.data import load_samples
 from pipelines.keeping import keep_with_study, study_runs
 from pipelines.opened import open_model
 from pipelines.progress import study_progress
-from pipelines.results import TUNED, write_results
+from pipelines.ranked import RANKED, write_ranked
+from pipelines.results import TUNED, write_results, write_settings
 from pipelines.settings import Settings
 from pipelines.space import check_device, make_space, study_latency
 from pipelines.storage import named, open_storage
@@ -49,6 +50,9 @@ def run(settings: Settings) -> optuna.Study:
             launch(settings, target - len(done_trials(study)))
             follow(settings, study)
     conclude(settings, study)
+    for part in settings.each_budget():
+        trials = [trial for trial in done_trials(study) if spent(trial).asked == part.budget.budgets[0]]
+        keep_with_study(part, write_ranked(part, trials), RANKED)
     return study
 
 
@@ -158,7 +162,7 @@ def tracked(settings: Settings, study: optuna.Study) -> Iterator[Tracker]:
 
 def conclude(settings: Settings, study: optuna.Study) -> None:
     """Write what the study found, and keep it with its run."""
-    keep_with_study(settings, write_results(settings, study))
+    keep_with_study(settings, [write_settings(settings), *write_results(settings, study)])
     for part in settings.each_budget():
         keep_with_study(part, [part.folder / TUNED])
     for best in best_trials(study).values():

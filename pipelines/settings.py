@@ -12,7 +12,7 @@ from multimodal import FlowpruneError
 from multimodal.config import Measure, Positions
 from multimodal.errors import one_sentence
 
-Stage = Literal["calibrate", "search", "validate", "export", "maps", "generate", "benchmark", "watch", "cancel"]
+Stage = Literal["calibrate", "search", "validate", "export", "maps", "generate", "benchmark", "watch", "cancel", "sync"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import optuna
 from optuna.storages import BaseStorage
 
+from multimodal import FlowpruneError
 from pipelines.settings import FileStorage, Settings, StorageSettings
 from search.storages import STORAGES
 
@@ -31,3 +32,17 @@ def known_study(settings: Settings) -> optuna.Study | None:
     if settings.study not in optuna.get_all_study_names(storage):
         return None
     return optuna.load_study(study_name=settings.study, storage=storage)
+
+
+def existing_study(settings: Settings) -> optuna.Study:
+    """The settings' study.
+
+    Raises:
+        FlowpruneError: there is none.
+    """
+    study = known_study(settings)
+    if study is None:
+        raise FlowpruneError(
+            f"{named(settings.storage)} has no study {settings.study!r}: run stages=[search] first, or set study=NAME."
+        )
+    return study

@@ -1,10 +1,9 @@
 """Stage watch: follow a search whose workers were launched before, from this host or another."""
 
-from multimodal import FlowpruneError
 from pipelines.cluster import follow
 from pipelines.search import conclude, tracked
 from pipelines.settings import Settings
-from pipelines.storage import known_study, named
+from pipelines.storage import existing_study
 
 
 def run(settings: Settings) -> None:
@@ -13,11 +12,7 @@ def run(settings: Settings) -> None:
     Raises:
         FlowpruneError: there is no such study, or all its workers are gone.
     """
-    study = known_study(settings)
-    if study is None:
-        raise FlowpruneError(
-            f"{named(settings.storage)} has no study {settings.study!r}: run stages=[search] first, or set study=NAME."
-        )
+    study = existing_study(settings)
     with tracked(settings, study):
         follow(settings, study)
     conclude(settings, study)

@@ -4,7 +4,17 @@ from search.tracking.facts import trial_metrics
 from search.tracking.files import keep_files
 from search.tracking.pages import trials_page
 from search.tracking.runs import StudyRuns
-from search.tracking.store import check_store, open_store
+from search.tracking.store import LOST, check_store, open_store, unreachable
 from search.tracking.tracker import Tracker
 
-__all__ = ["StudyRuns", "Tracker", "check_store", "keep_files", "open_store", "trial_metrics", "trials_page"]
+__all__ = [
+    "LOST",
+    "StudyRuns",
+    "Tracker",
+    "check_store",
+    "keep_files",
+    "open_store",
+    "trial_metrics",
+    "trials_page",
+    "unreachable",
+]
