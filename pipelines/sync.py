@@ -36,9 +36,7 @@ def run(settings: Settings) -> int:
             keep_with_study(part, _existing(*(part.folder / name for name in (TUNED, REPORT, FILE_NAME))))
             for pictures in ("maps", RANKED):
                 keep_with_study(part, sorted((part.folder / pictures).glob("*.png")), pictures)
-    console.print(
-        f"{changes} runs made, mended or deleted: MLflow agrees with {study.study_name} in {named(settings.storage)}"
-    )
+    console.print(f"{changes} changes: MLflow agrees with {study.study_name} in {named(settings.storage)}")
     return changes
 
 
