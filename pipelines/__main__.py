@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import sys
 
 import hydra
@@ -13,10 +14,12 @@ from rich.markup import escape
 from multimodal import FlowpruneError
 from pipelines.console import console
 from pipelines.quiet import quieten_libraries
-from pipelines.settings import check_settings, register_resolvers
+from pipelines.settings import MEASURES, check_settings, register_resolvers
 
 USER_ERROR, CRASH = 2, 70
 OF_ONE_CONFIG = ("validate", "export", "maps", "generate", "benchmark")  # run for each budget of search=pareto
+
+OPEN = ("method.fixed.", "method.ranges.", "method.untuned.parameters.")
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
@@ -45,12 +48,21 @@ def main() -> None:
     """Entry point of ``flowprune``."""
     quieten_libraries()
     register_resolvers()
+    sys.argv[1:] = spelt_out(sys.argv[1:])
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise a bad override, which is said below in one sentence
     try:
         app()
     except (HydraException, OmegaConfBaseException) as error:
         console.print(f"[bold red]error:[/] {escape(override_sentence(error))}", highlight=False)
         sys.exit(USER_ERROR)
+
+
+def spelt_out(arguments: list[str]) -> list[str]:
+    """The command line as Hydra wants it: ``++`` before keys of groups that hold any key, and a budget's own file."""
+    measures = [match[1] for argument in arguments if (match := re.match(r"budget\.(\w+)=", argument))]
+    if measures and measures[0] in MEASURES[1:] and not any(argument.startswith("budget=") for argument in arguments):
+        arguments = [f"budget={measures[0]}", *arguments]
+    return [f"++{argument}" if argument.startswith(OPEN) else argument for argument in arguments]
 
 
 def override_sentence(error: Exception) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from multimodal.methods import method_named
 from pipelines.console import console, progress_bar
 from pipelines.data import Part, Sample, data_digest, load_samples
 from pipelines.opened import OpenedModel, open_model
@@ -45,10 +44,9 @@ def run(settings: Settings) -> Calibration:
 
 def observed(settings: Settings, samples: Sequence[Sample], part: Part) -> Calibration:
     """The samples as the unpruned model saw them, from the cache or into it."""
-    method_named(settings.method.name)
+    layers = vision_layers(settings.method.name, settings.method.fixed, settings.method.ranges)
     opened = open_model(settings.model)
     data = data_digest(samples)
-    layers = vision_layers(settings.method.name, settings.method.fixed, settings.method.ranges)
     key = digest(
         {"format": FORMAT, "model": opened.identity, "data": data, "vision_layers": layers, "prompt": _template(opened)}
     )

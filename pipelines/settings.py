@@ -99,7 +99,7 @@ class BudgetSettings(_Group):
         if len(self._set) != 1:
             raise FlowpruneError(
                 f"budget has {' and '.join(self._set) or 'no measure'}: choose exactly one of {', '.join(MEASURES)}, "
-                "for example budget=flops budget.flops=0.2."
+                "for example budget.flops=0.2."
             )
         return self
 

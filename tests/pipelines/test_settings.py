@@ -29,8 +29,12 @@ def no_model(monkeypatch):
     [
         (["budget.retention=1.2"], r"budget\.retention is 1\.2: give a share of the unpruned model's, in \(0, 1\]"),
         (["budget.retention=0"], r"budget\.retention is 0: give a share"),
-        (["budget=kv", "budget.kv=[0.5,yes]"], r"budget\.kv is 'yes': give a share"),
-        (["budget=flops", "+budget.kv=0.3"], r"budget has flops and kv: choose exactly one of retention, flops, kv, "),
+        (["method.fixed.treshold=3", "stages=[search]"], r"method\.fixed\.treshold: vflowopt has no such parameter"),
+        (["budget.kv=[0.5,yes]"], r"budget\.kv is 'yes': give a share"),
+        (
+            ["budget.flops=0.2", "+budget.kv=0.3"],
+            r"budget has flops and kv: choose exactly one of retention, flops, kv, ",
+        ),
         (["budget=flops", "~budget.flops", "budget.name=x"], r"budget has no measure: choose exactly one"),
         (["budget.retention=[0.1,0.2]"], r"budget\.retention names several budgets: add search=pareto, or name one"),
         (["search=pareto", "budget=kv"], r"search=pareto needs several budgets to search: .* budget\.kv=\[0\.1,0\.2\]"),
@@ -42,7 +46,7 @@ def no_model(monkeypatch):
         ),
         (["search.positions=[]"], r"search\.positions is \[\]: .*at least 1 item"),
         (["search.sampler=grid"], r"search\.sampler is 'grid': input should be 'gp', 'tpe' or 'random'"),
-        (["+method.ranges.entropy_weight=3"], r"method\.ranges\.entropy_weight is 3: "),
+        (["method.ranges.entropy_weight=3"], r"method\.ranges\.entropy_weight is 3: "),
         (["+search.trails=3"], r"search\.trails is not a known key"),
         (["+model.flavour=x"], r"model\.flavour is not a known key"),
         (["stages=[nope]"], r"stages\.0 is 'nope': input should be 'calibrate', 'search', "),
