@@ -3,21 +3,27 @@
 import json
 from pathlib import Path
 
-from multimodal import PruningConfig, prune
+from multimodal import FlowpruneError, PruningConfig, prune
 from pipelines.console import console
-from pipelines.keeping import keep_with_study, say_how_to_compare
+from pipelines.keeping import keep_with_study, register_with_study, say_how_to_compare
 from pipelines.opened import open_model
-from pipelines.results import TUNED
 from pipelines.settings import Settings
 from pipelines.validate import REPORT
+from search.tracking import config_of_run, config_registered
+from search.tuned import TUNED
 
 
 def run(settings: Settings) -> Path:
-    """Write ``pruning.json`` and check that it loads and fits the model; returns its path.
+    """Write ``pruning.json``, check that it fits the model, and register it; or write one that MLflow keeps.
+
+    Returns:
+        Its path.
 
     Raises:
-        FlowpruneError: no search has been run.
+        FlowpruneError: no search has been run, or MLflow has no such config.
     """
+    if settings.run_id is not None or settings.registered is not None:
+        return _fetch(settings)
     output = settings.folder
     config = PruningConfig.from_pretrained(output / TUNED)
     if (output / REPORT).exists() and config.provenance is not None:
@@ -29,5 +35,26 @@ def run(settings: Settings) -> Path:
         pass
     keep_with_study(settings, [path])
     console.print(f"pruning config: [bold]{path}[/]")
+    register_with_study(settings, path)
     say_how_to_compare(settings)
+    return path
+
+
+def _fetch(settings: Settings) -> Path:
+    """Write a config of a run or of the registry; its model need not be here."""
+    uri, output = settings.tracking.uri, Path(settings.output)
+    if settings.run_id is not None and settings.registered is not None:
+        raise FlowpruneError("run_id and registered are both given: give one of them.")
+    if settings.run_id is not None:
+        config = config_of_run(uri, settings.run_id)
+    else:
+        config = config_registered(uri, settings.registered or "")
+    if (output / TUNED).exists():
+        raise FlowpruneError(f"{output} is a study's own folder: set output=FOLDER for a config from MLflow.")
+    path = config.save_pretrained(output)
+    origin, model = config.provenance, config.model
+    if origin is not None and model is not None:
+        found = f"discrepancy {origin.calibration_discrepancy:.4f}"
+        console.print(f"trial {origin.trial} of {origin.study}, tuned for {model.id}: {found}")
+    console.print(f"pruning config: [bold]{path}[/]")
     return path

@@ -11,7 +11,7 @@ from pipelines.console import console
 from pipelines.settings import Settings
 from pipelines.storage import known_study
 from search.credentials import masked
-from search.tracking import StudyRuns, keep_files, open_store, trials_page
+from search.tracking import StudyRuns, keep_files, open_store, register, trials_page
 
 
 def study_runs(settings: Settings, study: optuna.Study) -> StudyRuns:
@@ -37,6 +37,26 @@ def keep_with_study(settings: Settings, paths: Sequence[Path], folder: str | Non
         keep_files(settings.tracking.uri, study, paths, inside)
     except FlowpruneError as error:
         console.print(f"[yellow]{escape(str(error))}[/]")
+
+
+def register_with_study(settings: Settings, path: Path) -> None:
+    """Enter an exported config in the model registry; a store that does not take it is said, and stops nothing.
+
+    Args:
+        settings: name the study, the model and the tracking store.
+        path: of the exported file.
+    """
+    study = known_study(settings)
+    if study is None:
+        return
+    try:
+        found = register(settings.tracking.uri, study, settings.model.name, path)
+    except FlowpruneError as error:
+        console.print(f"[yellow]{escape(str(error))}[/]")
+        return
+    if found is not None:
+        rank = " (champion)" if found.is_champion else ""
+        console.print(f"registered: {found.name}/{found.version}{rank}")
 
 
 def say_how_to_compare(settings: Settings) -> None:

@@ -13,9 +13,9 @@ from pipelines.settings import Settings
 from search.credentials import masked
 from search.study import best_trial, outcome
 from search.tracking import trial_metrics
-from search.tuned import tuned_config
+from search.tuned import TUNED, tuned_config
 
-TUNED, SETTINGS, TRIALS, HISTORY, FRONT = "tuned.json", "settings.json", "trials.csv", "search.png", "pareto.png"
+SETTINGS, TRIALS, HISTORY, FRONT = "settings.json", "trials.csv", "search.png", "pareto.png"
 
 
 def write_results(settings: Settings, study: optuna.Study) -> list[Path]:

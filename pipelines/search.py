@@ -16,7 +16,7 @@ from pipelines.keeping import keep_with_study, study_runs
 from pipelines.opened import open_model
 from pipelines.progress import study_progress
 from pipelines.ranked import RANKED, write_ranked
-from pipelines.results import TUNED, write_results, write_settings
+from pipelines.results import write_results, write_settings
 from pipelines.settings import Settings
 from pipelines.space import check_device, make_space, study_latency
 from pipelines.storage import named, open_storage
@@ -27,6 +27,7 @@ from search.reaper import Reaper
 from search.space import Space
 from search.study import best_trials, discrepancy, done_trials, interruptible, open_study, run_worker, spent
 from search.tracking import Tracker, check_store
+from search.tuned import TUNED
 
 
 def run(settings: Settings) -> optuna.Study:

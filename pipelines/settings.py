@@ -225,6 +225,8 @@ class Settings(_Group):
     output: str
     cache: str
     seed: int = Field(ge=0)
+    run_id: str | None
+    registered: str | None
     generate: GenerateSettings
     maps: MapsSettings
     benchmark: BenchmarkSettings

@@ -5,14 +5,15 @@ from pathlib import Path
 from multimodal import FlowpruneError
 from multimodal.config import FILE_NAME
 from pipelines.console import console
-from pipelines.keeping import keep_with_study, study_runs
+from pipelines.keeping import keep_with_study, register_with_study, study_runs
 from pipelines.ranked import RANKED
-from pipelines.results import SETTINGS, TUNED, write_results
+from pipelines.results import SETTINGS, write_results
 from pipelines.settings import Settings
 from pipelines.storage import existing_study, named
 from pipelines.validate import REPORT
 from search.study import best_trials
 from search.tracking import LOST, check_store, unreachable
+from search.tuned import TUNED
 
 
 def run(settings: Settings) -> int:
@@ -34,6 +35,8 @@ def run(settings: Settings) -> int:
         keep_with_study(settings, [*write_results(settings, study), *_existing(Path(settings.output) / SETTINGS)])
         for part in settings.each_budget():
             keep_with_study(part, _existing(*(part.folder / name for name in (TUNED, REPORT, FILE_NAME))))
+            for exported in _existing(part.folder / FILE_NAME):
+                register_with_study(part, exported)
             for pictures in ("maps", RANKED):
                 keep_with_study(part, sorted((part.folder / pictures).glob("*.png")), pictures)
     console.print(f"{changes} changes: MLflow agrees with {study.study_name} in {named(settings.storage)}")

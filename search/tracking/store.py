@@ -21,6 +21,7 @@ LOST = (MlflowException, OSError, SQLAlchemyError, StorageInternalError)  # what
 CLIENT = {  # how MLflow's client behaves, unless the environment says otherwise
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # once a run, with the address's credentials
 }
 
