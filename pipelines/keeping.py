@@ -66,4 +66,4 @@ def say_how_to_compare(settings: Settings) -> None:
     if page is not None:
         if not uri.startswith("http"):
             console.print(f"compare the trials: [bold]mlflow ui --backend-store-uri {masked(uri)}[/]", soft_wrap=True)
-        console.print(f"then open {masked(page)}", soft_wrap=True, highlight=False)
+        console.print(f"then open {page}", soft_wrap=True, highlight=False)

@@ -1,6 +1,7 @@
 """What a person sees first in the MLflow UI: links that sort and filter, and a study's description."""
 
 import json
+import re
 from itertools import chain
 
 import optuna
@@ -30,7 +31,7 @@ def trials_page(uri: str, study: optuna.Study) -> str | None:
         experiment = open_store(uri).get_run(run_id).info.experiment_id
     except LOST:
         return None
-    base = uri.rstrip("/") if uri.startswith("http") else LOCAL_UI
+    base = re.sub(r"//[^/]*@", "//", uri).rstrip("/") if uri.startswith("http") else LOCAL_UI
     return f"{base}/{_trials_route(experiment, run_id)}"
 
 
