@@ -84,7 +84,9 @@ class BudgetSettings(_Group):
 
     @field_validator("retention", "flops", "kv", "latency_ms", mode="before")
     @classmethod
-    def _each_is_a_budget(cls, value: Any, info: ValidationInfo) -> list[float]:
+    def _each_is_a_budget(cls, value: Any, info: ValidationInfo) -> list[float] | None:
+        if value is None:
+            return None
         share = info.field_name != "latency_ms"
         budgets = value if isinstance(value, list) else [value]
         for each in budgets:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import pipelines.opened
+from pipelines.settings import BudgetSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,6 +87,14 @@ def test_hydra_says_what_it_cannot_compose(overrides, message, flowprune):
     code, printed = flowprune(*overrides)
     assert code == 2 and "Traceback" not in printed
     assert re.search(message, " ".join(printed.split()))
+
+
+@pytest.mark.parametrize("asked", [{"retention": 0.1}, {"kv": [0.4, 0.2]}, {"latency_ms": 40}])
+def test_a_budget_reaches_workers_as_it_is(asked):
+    budget = BudgetSettings(name="x", **asked)
+    [(measure, value)] = asked.items()
+    assert (budget.measure, budget.budgets) == (measure, sorted(value) if isinstance(value, list) else [value])
+    assert BudgetSettings.model_validate_json(budget.model_dump_json()) == budget
 
 
 @pytest.mark.parametrize("stages", ["[calibrate,search,validate,export]", "[search]"])
