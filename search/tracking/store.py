@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from functools import cache
 from pathlib import Path
 from textwrap import shorten
@@ -11,6 +12,7 @@ from mlflow.entities import Experiment, LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from optuna.exceptions import StorageInternalError
+from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from multimodal import FlowpruneError
@@ -23,6 +25,13 @@ CLIENT = {  # how MLflow's client behaves, unless the environment says otherwise
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # once a run, with the address's credentials
+}
+
+MEANINGS = {  # of what the libraries below say at length
+    "refused": "connection refused",
+    "timed out": "no answer in time",
+    "Failed to resolve": "no such host",
+    "too many 500 error responses": "its server fails with error 500, as with a full disk",
 }
 
 
@@ -42,9 +51,11 @@ def open_store(uri: str) -> MlflowClient:
     try:
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        elif not uri.startswith("http"):
+            create_engine(uri).connect().close()  # MLflow itself would try for minutes
         mlflow.set_tracking_uri(uri)
         return MlflowClient(uri)
-    except LOST as error:
+    except (*LOST, ImportError) as error:
         raise FlowpruneError(unreachable(uri, error)) from error
 
 
@@ -80,12 +91,15 @@ def unreachable(uri: str, error: Exception) -> str:
             f"The MLflow tracking store at {masked(uri)} refused the credentials: set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD, or those in MLFLOW_TRACKING_URI."
         )
+    if isinstance(error, ImportError):
+        return f"The MLflow tracking store {masked(uri)} needs a driver ({error}): install it, or set tracking.uri."
     return f"No MLflow tracking store answers at {masked(uri)} ({reason(error)}): start it, or set tracking.uri."
 
 
 def reason(error: Exception) -> str:
     """The gist of a store's error, without credentials."""
-    text = str(error).strip()
-    if "refused" in text:
-        return "connection refused"
+    text = re.sub(r"API request to \S+ failed with (exception )?", "", str(error).strip())
+    for sign, meaning in MEANINGS.items():
+        if sign in text:
+            return meaning
     return shorten(masked(text.splitlines()[0] if text else type(error).__name__), 160, placeholder="…").rstrip(".")
