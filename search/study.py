@@ -73,6 +73,7 @@ def open_study(
     plain = json.loads(json.dumps(settings, default=str))
     if known is None:
         study.set_user_attr("settings", plain)
+        study.set_metric_names(["discrepancy", "spent"][:objectives])  # what optuna-dashboard calls them
     elif known != plain:
         changed = sorted(key for key in known.keys() | plain.keys() if known.get(key) != plain.get(key))
         was = ", ".join(f"{key} was {known.get(key)} and is {plain.get(key)}" for key in changed)
