@@ -16,8 +16,6 @@ CHUNK_ELEMENTS = 1 << 20  # attention weights formed at once: 4 MB in float32, s
 def patch_entropy(image: Tensor, patch_size: int) -> Tensor:
     """Shannon entropy of the grey-level histogram of every patch (VFlowOpt, arXiv 2508.05211, §3.2).
 
-    Grey levels are the rounded mean of the channels of the *un-normalised* 8-bit image; 256 bins, base 2.
-
     Args:
         image: ``uint8 [..., H, W, 3]``; rows and columns beyond the last whole patch are ignored.
         patch_size: patch side p, in pixels.
@@ -28,11 +26,27 @@ def patch_entropy(image: Tensor, patch_size: int) -> Tensor:
     if image.dtype != torch.uint8:
         raise TypeError(f"patch_entropy needs an un-normalised uint8 image, not {image.dtype}.")
     rows, columns = image.shape[-3] // patch_size, image.shape[-2] // patch_size
-    grey = image[..., : rows * patch_size, : columns * patch_size, :].float().mean(-1).round().long()
-    patches = grey.unflatten(-1, (columns, patch_size)).unflatten(-3, (rows, patch_size)).transpose(-3, -2).flatten(-2)
-    ones = torch.ones((), dtype=torch.float32, device=image.device).expand(patches.shape)
-    histogram = torch.zeros(*patches.shape[:-1], GREY_LEVELS, device=image.device).scatter_add_(-1, patches, ones)
-    return torch.special.entr(histogram / patch_size**2).sum(-1) / torch.log(torch.tensor(2.0, device=image.device))
+    whole = image[..., : rows * patch_size, : columns * patch_size, :]
+    patches = whole.unflatten(-2, (columns, patch_size)).unflatten(-4, (rows, patch_size)).transpose(-4, -3)
+    return grey_entropy(patches.flatten(-3, -2))
+
+
+def grey_entropy(pixels: Tensor) -> Tensor:
+    """Shannon entropy, in bits, of the grey-level histogram of sets of pixels.
+
+    Grey levels are the rounded mean of the channels of *un-normalised* 8-bit pixels; 256 bins, base 2.
+
+    Args:
+        pixels: ``uint8 [..., pixels, 3]``.
+
+    Returns:
+        ``[...]``, between 0 and 8.
+    """
+    grey = pixels.float().mean(-1).round().long()
+    ones = torch.ones((), dtype=torch.float32, device=pixels.device).expand(grey.shape)
+    histogram = torch.zeros(*grey.shape[:-1], GREY_LEVELS, device=pixels.device).scatter_add_(-1, grey, ones)
+    bits = torch.special.entr(histogram / grey.shape[-1]).sum(-1)
+    return bits / torch.log(torch.tensor(2.0, device=pixels.device))
 
 
 def attention_received(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""How one image lies in the language model's input: which grids its visual tokens form, which belong to no patch."""
+"""How one image or video lies in the language model's input: which grids its visual tokens form, which are no patch."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,21 +9,24 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """One image's visual tokens, in the order in which the language model reads them.
+    """One image's or video's visual tokens, in the order in which the language model reads them.
 
     Hashable, so that images of one layout are handled together.
 
     Args:
         grids: (rows, columns) of each grid of patches, in order. A base view and its tiles are separate grids.
         newlines: places, among this image's visual tokens, that belong to no patch (newline or class tokens).
-        tiles: how many images the vision tower sees for it.
+        views: patches of each view that the vision tower sees of it: the image, or its base view and tiles, or the
+            frames of a video.
         image_size: (height, width) of the image before it was cut into tiles; None where packing needs none.
+        video: whether the grids are the frames of a video.
     """
 
     grids: tuple[tuple[int, int], ...]
     newlines: tuple[int, ...] = ()
-    tiles: int = 1
+    views: tuple[int, ...] = ()
     image_size: tuple[int, int] | None = None
+    video: bool = False
 
     @property
     def patch_tokens(self) -> int:

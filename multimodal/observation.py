@@ -30,8 +30,8 @@ class LayerAttention:
     """What one attention layer of the vision tower compared, as the running model hands it over.
 
     Args:
-        queries: ``[tiles, heads, tokens, d]``.
-        keys: ``[tiles, key heads, tokens, d]``.
+        queries: ``[views, heads, tokens, d]``.
+        keys: ``[views, key heads, tokens, d]``.
         scaling: factor on their dot products.
     """
 
@@ -40,11 +40,11 @@ class LayerAttention:
     scaling: float
 
     def received(self) -> Tensor:
-        """:func:`multimodal.importance.attention_received` ``[tiles, tokens]``."""
+        """:func:`multimodal.importance.attention_received` ``[views, tokens]``."""
         return attention_received(self.queries, self.keys, self.scaling)
 
     def context_relevance(self, threshold: float) -> Tensor:
-        """:func:`multimodal.importance.context_relevance` ``[tiles, tokens]``."""
+        """:func:`multimodal.importance.context_relevance` ``[views, tokens]``."""
         return context_relevance(self.queries, self.keys, threshold, self.scaling)
 
 
@@ -53,8 +53,8 @@ class MeanAttention:
     """The same layer's head-mean attention: what a search reads in every trial.
 
     Args:
-        weights: ``[tiles, tokens, tokens]``.
-        column_means: before rounding, so that query sets are exactly a running model's ``[tiles, tokens]``.
+        weights: ``[views, tokens, tokens]``.
+        column_means: before rounding, so that query sets are exactly a running model's ``[views, tokens]``.
     """
 
     weights: Tensor
@@ -78,14 +78,16 @@ class MeanAttention:
 
 @dataclass(frozen=True)
 class VisionObservation:
-    """What the vision tower showed of a batch of tiles.
+    """What the vision tower showed of some views of one size, out of all that it encoded together.
 
     Args:
+        views: which of them, in order.
         layers: attention by vision layer; −1 is the layer that feeds the projector.
-        entropy: bits of each patch ``[tiles, patches]``; None when nobody asked.
+        entropy: bits of each patch ``[views, patches]``; None when nobody asked.
         class_tokens: leading tower tokens that are no patch (class and register tokens).
     """
 
+    views: tuple[int, ...]
     layers: Mapping[int, LayerAttention | MeanAttention]
     entropy: Tensor | None
     class_tokens: int
@@ -97,7 +99,7 @@ def observed_attention(tower: PreTrainedModel, observers: Mapping[nn.Module, Obs
 
     Args:
         tower: the vision model whose attention backend is wrapped; restored on exit.
-        observers: by layer module.
+        observers: by layer module; a tower may call one once for all views, or once a view.
     """
     if not observers:
         yield
@@ -119,11 +121,11 @@ def _observing(backend: str) -> str:
     """Register, once, a backend that observes and then does what ``backend`` does; returns its name."""
     name = PREFIX + backend
 
-    def forward(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+    def forward(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
         if (observer := _observers.get(module)) is not None:
             scaling = kwargs.get("scaling")
             observer(query.detach(), key.detach(), query.shape[-1] ** -0.5 if scaling is None else scaling)
-        return _backend_function(backend, module)(module, query, key, value, mask, **kwargs)
+        return _backend_function(backend, module)(module, query, key, *args, **kwargs)
 
     if name not in ALL_ATTENTION_FUNCTIONS:
         AttentionInterface.register(name, forward)
@@ -138,9 +140,7 @@ def _backend_function(backend: str, module: nn.Module) -> Callable[..., Any]:
     return ALL_ATTENTION_FUNCTIONS[backend]
 
 
-def unnormalised(pixel_values: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """8-bit pixels ``[tiles, H, W, 3]`` from normalised ones ``[tiles, 3, H, W]`` of range 0–1 before normalisation."""
-    shape = (1, -1, 1, 1)
-    mean_, std_ = (torch.tensor(x, dtype=torch.float32, device=pixel_values.device).view(shape) for x in (mean, std))
-    pixels = (pixel_values.float() * std_ + mean_).mul(255).round().clamp(0, 255)
-    return pixels.to(torch.uint8).permute(0, 2, 3, 1)
+def unnormalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """8-bit pixels ``[..., pixels, 3]`` from normalised ones ``[..., 3, pixels]`` of range 0–1 before normalisation."""
+    mean_, std_ = (torch.tensor(x, dtype=torch.float32, device=pixels.device).unsqueeze(1) for x in (mean, std))
+    return (pixels.float() * std_ + mean_).mul(255).round().clamp(0, 255).to(torch.uint8).transpose(-1, -2)

@@ -4,7 +4,7 @@ Knows tensors and methods; knows nothing of hooks. The pruner drives it from hoo
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,9 +16,10 @@ from multimodal.costs import kept_count
 from multimodal.errors import FlowpruneError
 from multimodal.families import Family
 from multimodal.layout import Layout
+from multimodal.masks import Keys, attention_mask
 from multimodal.methods import VisualTokens
 from multimodal.prompt import Prompt
-from multimodal.sequence import Stage, causal_mask, gather_positions, gather_tokens, stage_mask, with_new
+from multimodal.sequence import Stage, gather_positions, gather_tokens
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class _Group:
     index: Tensor  # which of the layout's patch tokens
     importance: Tensor | None
 
+    def to(self, device: torch.device) -> "_Group":
+        importance = None if self.importance is None else self.importance.to(device)
+        rows, slots, index = (t.to(device) for t in (self.rows, self.slots, self.index))
+        return _Group(self.images, self.layout, rows, slots, index, importance)
+
 
 class PrunedPrompt:
     """The state of one prefill and of the decoding that follows it.
@@ -39,74 +45,122 @@ class PrunedPrompt:
     Args:
         family: of the model.
         config: what to do.
-        prompt: the images.
+        prompt: the images and videos.
+        past: the conversation's earlier turn, whose tokens stay as they are.
     """
 
-    def __init__(self, family: Family, config: PruningConfig, prompt: Prompt) -> None:
+    def __init__(
+        self, family: Family, config: PruningConfig, prompt: Prompt, past: "PrunedPrompt | None" = None
+    ) -> None:
         self.prompt = prompt
         self.stages: dict[int, Stage] = {}  # by the layer they begin at
+        self._past = past
         self._family = family
         self._config = config
+        self._text = family.text_model.config
         self._steps = {step.layer: number for number, step in enumerate(config.schedule)}
         self._groups: list[_Group] = []
         self._first_length = 0
         self._new = 0  # tokens since the prompt, those of the present forward included
-        self._shift: Tensor | None = None
+        self._shift: Tensor | int = 0 if past is None else past._shift  # of compact positions, by row
         self._next_position: Tensor
         self._valid: Tensor  # padding mask of the unpruned batch
-        self._memo: dict[int, tuple[int, dict[str, Any]]] = {}
+        self._memo: dict[Any, Any] = {}
 
-    def begin(self, embeds: Tensor, valid: Tensor, position_ids: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    @classmethod
+    def unpruned(cls, family: Family, config: PruningConfig, valid: Tensor) -> "PrunedPrompt":
+        """A prompt that was read as it is, with its padding mask ``[B, L]``."""
+        self = cls(family, config, Prompt([], [], [], None))
+        self._valid = valid
+        self.stages[0] = Stage.unpruned(valid, tuple(valid.sum(1).tolist()))
+        self._next_position = valid.sum(1)
+        self._first_length = valid.shape[1]
+        return self
+
+    def begin(
+        self, embeds: Tensor, valid: Tensor, position_ids: Tensor | None, deepstack: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """Take the step before the language model.
 
         Args:
             embeds: input embeddings ``[B, L, C]``, visual features merged in.
             valid: padding mask ``[B, L]``.
-            position_ids: ``[B or 1, L]``, or ``[axes, B or 1, L]``; None: 0, 1, 2, …
+            position_ids: ``[B or 1, L]``, or ``[axes, B or 1, L]``; None: those that follow.
+            deepstack: visual features that are added again after the first layers, each ``[visual tokens, C]``.
 
         Returns:
-            What the first layer is to see: embeddings ``[B, L', C]``, position ids, attention mask (2-D, or 4-D
-            additive where recycled tokens are weighted).
+            What the first layer is to see: embeddings ``[B, L', C]``, position ids, padding mask (of the past, too),
+            deepstack features.
         """
         lengths = tuple(valid.sum(1).tolist())  # the prefill's one host sync, before any layer
         if position_ids is None:
-            position_ids = torch.arange(valid.shape[1], device=valid.device).unsqueeze(0)
-        self._next_position = position_ids.expand(*position_ids.shape[:-2], len(valid), -1).amax(-1) + 1
+            position_ids = self._following_positions(valid.shape[1], valid.device)
+        self._next_position = _next_positions(position_ids.expand(*position_ids.shape[:-2], len(valid), -1))
         self._valid = valid
+        position_ids = position_ids - self._shift
         stage = Stage.unpruned(valid, lengths)
         self._groups = self._grouped(embeds.device)
         self.stages[0] = stage
         if 0 in self._steps:
-            embeds, stage = self._step(0, stage, embeds)
+            is_visual = self.is_visual.to(embeds.device)
+            levels = [embeds.new_zeros(embeds.shape).masked_scatter(is_visual[..., None], level) for level in deepstack]
+            (embeds, *levels), stage = self._step(0, stage, [embeds, *levels])
             self.stages[0] = stage
+            left = is_visual.gather(1, stage.index) & stage.valid
+            deepstack = [level[left] for level in levels]
             position_ids = self._positions(position_ids, stage)
         self._first_length, self._new = embeds.shape[1], 0
-        return embeds, position_ids, self._first_mask(stage, embeds)
+        return embeds, position_ids, self._keys(0).valid.long(), list(deepstack)
+
+    @property
+    def is_visual(self) -> Tensor:
+        """True at visual tokens of the unpruned batch ``[B, L]``, on the CPU."""
+        is_visual = torch.zeros(self._valid.shape, dtype=torch.bool)
+        for row, places in zip(self.prompt.rows, self.prompt.places, strict=True):
+            is_visual[row, places] = True
+        return is_visual
+
+    @property
+    def visual_left(self) -> Tensor:
+        """True at the visual tokens that the first layer sees ``[B, L']``."""
+        stage = self.stages[0]
+        return self.is_visual.to(stage.index.device).gather(1, stage.index) & stage.valid
 
     @property
     def tokens(self) -> int:
-        """Tokens of the unpruned sequence that have been read."""
-        return self._valid.shape[1] + self._new
+        """Tokens of the unpruned conversation that have been read, padding counted."""
+        return self._before + self._valid.shape[1] + self._new
 
-    def resume(self, embeds: Tensor, position_ids: Tensor | None, cached: int) -> tuple[Tensor, Tensor | None]:
-        """Position ids and attention mask of new tokens ``[B, Q, C]`` when the first layer has cached ``cached``."""
-        if cached < self._first_length:
-            self._forget(self._first_length - cached)
-        queries, seen = embeds.shape[1], cached - self._first_length
-        self._new = seen + queries
+    @property
+    def _before(self) -> int:
+        return 0 if self._past is None else self._past.tokens
+
+    def next_positions(self, queries: int) -> Tensor:
+        """Position ids, in the unpruned sequence, of the next tokens ``[B, queries]`` or ``[axes, B, queries]``."""
+        steps = torch.arange(self._new, self._new + queries, device=self._next_position.device)
+        return self._next_position.unsqueeze(-1) + steps
+
+    def rewind(self, cached: int) -> None:
+        """Go back, if need be, to when the first layer had cached ``cached`` tokens."""
+        past = 0 if self._past is None else self._past.cached(0, self._before)
+        self._new = cached - past - self._first_length
+        if self._new < 0:
+            self._forget(-self._new)
+            self._new = 0
+
+    def resume(self, queries: int, position_ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Position ids and padding mask of the next ``queries`` tokens."""
         if position_ids is None:
-            steps = torch.arange(seen, seen + queries, device=embeds.device)
-            position_ids = self._next_position.unsqueeze(-1) + steps
-        if self._shift is not None:
-            position_ids = position_ids - self._shift
-        stage = self.stages[0]
-        if not stage.padded and stage.bias is None:
-            return position_ids, None
-        return position_ids, self._first_mask(stage, embeds)
+            position_ids = self.next_positions(queries)
+        self._new += queries
+        keys = self._keys(0)
+        return position_ids - self._shift, keys.valid.long() if keys.padded else None
 
     def cached(self, layer: int, tokens: int) -> int:
         """Tokens in a layer's cache once ``tokens`` of the unpruned sequence, all images among them, have been read."""
-        return tokens - self._valid.shape[1] + self.stages[self._begun(layer)].index.shape[1]
+        past = 0 if self._past is None else self._past.cached(layer, self._before)
+        own = self.stages[self._begun(layer)].index.shape[1]
+        return past + own + tokens - self._before - self._valid.shape[1]
 
     def _forget(self, tokens: int) -> None:
         """Cut the prompt's last tokens: guesses, read along with it, that assisted decoding has rejected."""
@@ -131,50 +185,93 @@ class PrunedPrompt:
         """
         begun = self._begun(layer)
         if layer in self._steps and layer > 0 and layer not in self.stages:
-            hidden, self.stages[layer] = self._step(layer, self.stages[begun], hidden)
+            [hidden], self.stages[layer] = self._step(layer, self.stages[begun], [hidden])
             begun = layer
-        if begun == 0:
-            return hidden, {"position_ids": None}
-        stage = self.stages[begun]
-        key = id(inputs.get("attention_mask"))  # layers of one type share a mask, and so the cut one
-        memo = self._memo.get(begun)
-        if memo is None or memo[0] != key:
-            memo = self._memo[begun] = (key, self._cut(stage, hidden, inputs))
-        return hidden, memo[1]
+        changed: dict[str, Any] = {"position_ids": None}
+        window = self._window(layer)
+        if begun > 0 or window is not None or self.prompt.blocks is not None or self._keys_are_biased(begun):
+            changed["attention_mask"] = self._memoised(
+                ("mask", begun, window, hidden.device), lambda: self._mask(begun, window, hidden)
+            )
+        if begun > 0 and not self._new and (rotary := inputs.get("position_embeddings")) is not None:
+            from_first = self.stages[begun].from_first
+            changed["position_embeddings"] = self._memoised(
+                ("rotary", begun, id(rotary)),
+                lambda: tuple(gather_tokens(part, from_first.to(part.device)) for part in rotary),
+            )
+        return hidden, changed
 
     def _begun(self, layer: int) -> int:
         """The layer at which the stage of this one begins."""
         return max(start for start in self.stages if start <= layer)
+
+    def _memoised(self, key: Any, make: Any) -> Any:
+        if key not in self._memo:
+            self._memo[key] = make()
+        return self._memo[key]
 
     def end_forward(self) -> None:
         """Forget what only the layers of one forward share."""
         self._memo.clear()
 
     def rows(self) -> Iterator[tuple[int, int, tuple[Tensor, ...]]]:
-        """For each row: its tokens, its visual tokens, and the visual ones left after each step.
+        """For each row: this prompt's tokens, its visual tokens, and the visual ones left after each step.
 
-        Places are those of the row without padding. Waits for the device.
+        Places are those of the row's whole conversation without padding. Waits for the device.
         """
-        is_visual = torch.zeros(self._valid.shape, dtype=torch.bool)
-        for row, places in zip(self.prompt.rows, self.prompt.places, strict=True):
-            is_visual[row, places] = True
         valid = self._valid.cpu()
         unpadded = valid.cumsum(1) - 1
         stages = [self.stages[layer] for layer in self._steps]
+        is_visual = self.is_visual
+        before = [0] * len(valid) if self._past is None else self._past.row_tokens()
         for row in range(len(valid)):
             left = [stage.index[row][stage.valid[row]].cpu() for stage in stages]
-            kept = tuple(unpadded[row][index[is_visual[row][index]]] for index in left)
+            kept = tuple(before[row] + unpadded[row][index[is_visual[row][index]]] for index in left)
             yield int(valid[row].sum()), int(is_visual[row].sum()), kept
 
-    def _cut(self, stage: Stage, hidden: Tensor, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        mask = inputs.get("attention_mask")
-        if mask is None and stage.padded and "flash" in self._family.text_model.config._attn_implementation:
-            mask = with_new(self.stages[0].valid, self._new)  # flash takes 2-D masks only
-        mask = stage_mask(mask, stage, self._first_length, self._new, hidden)
-        cut: dict[str, Any] = {"attention_mask": mask, "position_ids": None}
-        if not self._new and (embeddings := inputs.get("position_embeddings")) is not None:
-            cut["position_embeddings"] = tuple(gather_tokens(part, stage.from_first) for part in embeddings)
-        return cut
+    def row_tokens(self) -> list[int]:
+        """Tokens of each row's conversation that have been read, padding not counted."""
+        own = (self._valid.sum(1) + self._new).tolist()
+        return own if self._past is None else [a + b for a, b in zip(own, self._past.row_tokens(), strict=True)]
+
+    def _window(self, layer: int) -> int | None:
+        """The sliding window of a layer, in tokens."""
+        types = getattr(self._text, "layer_types", None)
+        return self._text.sliding_window if types is not None and types[layer] == "sliding_attention" else None
+
+    def _keys_are_biased(self, begun: int) -> bool:
+        return self.stages[begun].bias is not None or (self._past is not None and self._past._keys_are_biased(begun))
+
+    def _keys(self, layer: int) -> Keys:
+        """All that the stage of a layer has read, this forward included."""
+        stage = self.stages[self._begun(layer)]
+        before, length = self._before, self._valid.shape[1]
+        parts = [Keys(before + stage.index, stage.valid, stage.padded, stage.bias)]
+        if self._past is not None:
+            parts.insert(0, self._past._keys(layer))
+        if self._new:
+            parts.append(Keys.contiguous(before + length, self._new, stage.index))
+        return Keys.following(parts)
+
+    def _mask(self, layer: int, window: int | None, hidden: Tensor) -> Tensor | None:
+        """The attention mask of a stage's layers, as the attention backend takes it."""
+        queries, keys = hidden.shape[1], self._memoised(("keys", layer), lambda: self._keys(layer))
+        backend = self._text._attn_implementation
+        if "flash" in backend:  # takes 2-D masks only
+            return keys.valid.long().to(hidden.device) if keys.padded else None
+        blocks = None if self._new or self.prompt.blocks is None else self._blocks(layer)
+        plain = window is None and blocks is None and keys.bias is None and not keys.padded
+        whole = queries == keys.index.shape[1] and backend == "sdpa"  # which is causal by itself
+        if plain and (queries == 1 or whole):
+            return None
+        if window is not None:
+            keys = keys.last(window - 1 + queries)
+        return attention_mask(keys, queries, hidden.dtype, window, blocks).to(hidden.device)
+
+    def _blocks(self, layer: int) -> Tensor:
+        assert self.prompt.blocks is not None
+        stage = self.stages[layer]
+        return self.prompt.blocks.to(stage.index.device).gather(1, stage.index)
 
     def _grouped(self, device: torch.device) -> list[_Group]:
         """Images by layout, each with the importance map over its patch tokens."""
@@ -185,32 +282,42 @@ class PrunedPrompt:
         groups = []
         for images in members.values():
             layout = self.prompt.layouts[images[0]]
-            patches = layout.patch_places.to(device)
-            places = torch.stack([self.prompt.places[image] for image in images]).to(device)
+            patches = layout.patch_places
+            places = torch.stack([self.prompt.places[image] for image in images])
             groups.append(
                 _Group(
                     tuple(images),
                     layout,
                     torch.tensor([self.prompt.rows[image] for image in images], device=device),
-                    places[:, patches],
+                    places[:, patches].to(device),
                     torch.arange(layout.patch_tokens, device=device).expand(len(images), -1),
-                    None if maps is None else torch.stack([maps[image] for image in images])[:, patches],
+                    None
+                    if maps is None
+                    else torch.stack([maps[image] for image in images]).to(device)[:, patches.to(device)],
                 )
             )
         return groups
 
-    def _step(self, layer: int, stage: Stage, hidden: Tensor) -> tuple[Tensor, Stage]:
-        """Select, merge and gather at one step."""
+    def _step(self, layer: int, stage: Stage, carried: list[Tensor]) -> tuple[list[Tensor], Stage]:
+        """Select, merge and gather at one step.
+
+        Args:
+            layer: that the step comes before.
+            stage: the sequence so far.
+            carried: what its tokens carry, ``[B, L, C]`` each; first their hidden states.
+        """
+        hidden = carried[0]
+        stage = stage.to(hidden.device)
         keep_ratio = self._config.schedule[self._steps[layer]].keep_ratio
         keep = stage.valid.clone()
         lengths = list(stage.lengths)
         bias = stage.bias
         method, weight = self._config.method, self._config.method.biases_attention
-        reduced_groups, merged = [], []
-        for group in self._groups:
+        befores = [group.to(hidden.device) for group in self._groups]
+        afters, merges = [], []
+        for group in befores:
             rows = group.rows.unsqueeze(1)
-            features = hidden[rows, group.slots]
-            tokens = VisualTokens(layer, group.layout, group.index, features, group.importance)
+            tokens = VisualTokens(layer, group.layout, group.index, hidden[rows, group.slots], group.importance)
             newlines = len(group.layout.newlines)
             count = kept_count(group.layout, keep_ratio, group.slots.shape[1] + newlines) - newlines
             reduced = method.reduce(tokens, count)
@@ -229,29 +336,46 @@ class PrunedPrompt:
             for image in group.images:
                 lengths[self.prompt.rows[image]] -= group.slots.shape[1] - slots.shape[1]
             index = group.index.gather(1, reduced.kept)
-            reduced_groups.append(replace(group, slots=slots, index=index, importance=reduced.importance))
-            merged.append(reduced.features)
+            afters.append(replace(group, slots=slots, index=index, importance=reduced.importance))
+            merges.append(reduced.merge)
         new_lengths = tuple(lengths)
         after = stage.places_after(keep, new_lengths)
-        self._groups = [replace(g, slots=after[g.rows.unsqueeze(1), g.slots]) for g in reduced_groups]
+        self._groups = [replace(g, slots=after[g.rows.unsqueeze(1), g.slots]) for g in afters]
         stage = stage.keep(keep, new_lengths, bias, first=layer == 0)
-        hidden = stage.rows(hidden)
-        for group, changed in zip(self._groups, merged, strict=True):
-            if changed is not None:
-                hidden = hidden.index_put((group.rows.unsqueeze(1), group.slots), changed)
-        return hidden, stage
+        left = [stage.rows(states) for states in carried]
+        for before, group, merge in zip(befores, self._groups, merges, strict=True):
+            if merge is not None:
+                rows = group.rows.unsqueeze(1)
+                left = [
+                    states.index_put((rows, group.slots), merge(unpruned[rows, before.slots]))
+                    for states, unpruned in zip(left, carried, strict=True)
+                ]
+        return left, stage
+
+    def _following_positions(self, length: int, device: torch.device) -> Tensor:
+        if self._past is not None:
+            return self._past.next_positions(length)
+        return torch.arange(length, device=device).unsqueeze(0)
 
     def _positions(self, position_ids: Tensor, stage: Stage) -> Tensor:
         """Position ids of the first stage, and the shift that decoding must follow."""
         if self._config.positions == "original":
             return gather_positions(position_ids, stage.index)
-        if position_ids.ndim == 3:
-            raise FlowpruneError("positions 'compact' does not fit several rotary axes: use positions='original'.")
-        lengths = torch.tensor(stage.lengths, device=position_ids.device)
-        self._shift = (self._next_position - lengths).unsqueeze(1)
-        return (stage.valid.cumsum(1) - 1).clamp(min=0)
+        first = self._family.first_position if self._past is None else self._past.next_positions(1) - self._shift
+        numbers = (stage.valid.cumsum(1) - 1).clamp(min=0) + first
+        lengths = torch.tensor(stage.lengths, device=position_ids.device).unsqueeze(1)
+        self._shift = self._next_position.unsqueeze(1) - lengths - first
+        return numbers
 
-    def _first_mask(self, stage: Stage, embeds: Tensor) -> Tensor:
-        """A mask always comes along: transformers reads jumping positions without one as packed sequences."""
-        valid = with_new(stage.valid, self._new)
-        return valid.long() if stage.bias is None else causal_mask(valid, embeds.shape[1], embeds.dtype, stage.bias)
+
+def _next_positions(position_ids: Tensor) -> Tensor:
+    """The position after each row's last ``[B]``, or, with several rotary axes, on each ``[axes, B]``.
+
+    Text goes on after the furthest of a visual token's axes; a leading text axis, one more than rotary axes, counts
+    tokens by itself.
+    """
+    furthest = position_ids.amax(-1) + 1
+    if furthest.ndim == 1:
+        return furthest
+    text, axes = furthest[: len(furthest) - 3], furthest[-3:]
+    return torch.cat([text, axes.amax(0, keepdim=True).expand_as(axes)])

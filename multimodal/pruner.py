@@ -1,5 +1,6 @@
 """``with prune(model, config):`` — hooks on a stock transformers model, gone on exit."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -7,8 +8,9 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
+import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel, QuantizedCache
 
 from multimodal.config import PruningConfig
 from multimodal.costs import kv_bytes
@@ -16,9 +18,9 @@ from multimodal.errors import FlowpruneError
 from multimodal.families import Family, family_of
 from multimodal.layout import Layout
 from multimodal.observation import VisionObservation
-from multimodal.prompt import Prompt, importance_maps, locate_images
+from multimodal.prompt import Encoded, Prompt, importance_maps, locate
 from multimodal.pruned_prompt import PrunedPrompt
-from multimodal.vision import watch_vision
+from multimodal.vision import Modality, watch_vision
 
 _in_use: WeakSet[nn.Module] = WeakSet()
 
@@ -29,7 +31,7 @@ class SampleReport:
 
     Args:
         visual_tokens: of the unpruned prompt.
-        kept: visual tokens left after each step, in the unpruned sequence's coordinates, padding not counted.
+        kept: visual tokens left after each step, in the unpruned conversation's coordinates, padding not counted.
         retention: visual tokens seen by a layer ÷ original ones, averaged over layers; 1 for a text-only sample.
         kv_bytes, kv_bytes_unpruned: of the prompt's keys and values, all layers.
     """
@@ -67,10 +69,23 @@ def prune(model: PreTrainedModel, config: PruningConfig) -> Iterator["Pruner"]:
         yield pruner
 
 
+class _Forward(threading.local):
+    """What one thread's forward pass has shown on its way from the base model to the text model."""
+
+    def __init__(self) -> None:
+        self.encoded: dict[Modality, Encoded] = {}  # by the last encoding of each modality
+        self.unlocated: tuple[list[Modality], Tensor, Tensor | None] | None = None  # what, token ids, blocks
+        self.padding: Any = None  # the attention mask that the base model was given
+        self.pending: Prompt | None = None
+        self.active: PrunedPrompt | None = None
+        self.last: PrunedPrompt | None = None
+
+
 class Pruner:
     """Drives a :class:`~multimodal.pruned_prompt.PrunedPrompt` from the model's own forward passes.
 
-    Use :func:`prune`; this class is what it yields.
+    Use :func:`prune`; this class is what it yields. Several threads may use the model at once: what a forward pass
+    shows is kept by thread, what follows a prompt by its cache.
     """
 
     def __init__(self, model: PreTrainedModel, config: PruningConfig) -> None:
@@ -78,16 +93,12 @@ class Pruner:
         self.family = family_of(model)
         check_fits(self.family, config)
         self._prompts: WeakKeyDictionary[Cache, PrunedPrompt] = WeakKeyDictionary()
-        self._last: PrunedPrompt | None = None
-        self._active: PrunedPrompt | None = None
-        self._encoded: tuple[list[Layout], list[Tensor] | None] = ([], None)  # by the last image encoding
-        self._is_visual: Tensor | None = None
-        self._pending: Prompt | None = None
+        self._forward = _Forward()
 
     def attach(self, stack: ExitStack) -> None:
         """Put the hooks on; the stack takes them off."""
         family, config = self.family, self.config
-        watch = watch_vision(family, config.method.vision_layers, config.normalisation, self._see_images)
+        watch = watch_vision(family, config.method.vision_layers, config.normalisation, self._see_encoded)
         stack.enter_context(watch)
         text = family.text_model
         handles = [
@@ -102,96 +113,147 @@ class Pruner:
 
     def feed(self, prompt: Prompt) -> None:
         """Announce the images of the next text-model call, for callers that bring cached embeddings."""
-        self._pending = prompt
+        self._forward.pending = prompt
 
     @property
     def report(self) -> list[SampleReport]:
-        """One entry a sample of the last prefill; none if that had no images at all."""
-        return [] if self._last is None else _report(self.family, self.config, self._last)
+        """One entry a sample of this thread's last prefill; none if that had no images at all."""
+        last = self._forward.last
+        return [] if last is None else _report(self.family, self.config, last)
 
-    def _see_images(self, layouts: list[Layout], vision: VisionObservation) -> None:
-        self._encoded = (layouts, importance_maps(self.family, self.config, layouts, vision))
+    def _see_encoded(self, modality: Modality, layouts: list[Layout], vision: list[VisionObservation]) -> None:
+        self._forward.encoded[modality] = layouts, importance_maps(self.family, self.config, layouts, vision)
 
     def _enter_base(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Note where the placeholders are; the text model is not told."""
-        self._is_visual = None  # an earlier forward may have failed on its way to the text model
-        outputs = dict(kwargs.get("mm_encoder_outputs") or {})
-        if kwargs.get("pixel_values_videos") is not None or outputs.get("video") is not None:
-            raise FlowpruneError("Videos are not pruned yet: pass images only, or generate outside of prune().")
-        if kwargs.get("pixel_values") is None and outputs.get("image") is None:
-            return
-        input_ids = args[0] if args else kwargs.get("input_ids")
-        if input_ids is None:
-            raise FlowpruneError("Images came without input_ids, which say where they are: pass input_ids.")
-        self._is_visual = input_ids == self.family.image_token_id
+        """Note where placeholders are; what follows a known prompt is told its places in the unpruned sequence."""
+        if torch.compiler.is_compiling():
+            raise FlowpruneError("A compiled forward cannot be pruned: call the model as it was before torch.compile.")
+        forward, cache = self._forward, kwargs.get(self.family.cache_name)
+        if args:
+            args, kwargs = args[1:], kwargs | {"input_ids": args[0]}
+        if cache is not None and (known := self._prompts.get(cache)) is not None:
+            kwargs = kwargs | _following(known, cache, kwargs)
+        # an earlier forward may have failed on its way to the text model
+        forward.padding, forward.unlocated, forward.pending = kwargs.get("attention_mask"), None, None
+        outputs = kwargs.get("mm_encoder_outputs") or {}
+        pixels: dict[Modality, str] = {"image": "pixel_values", "video": "pixel_values_videos"}
+        given = [kind for kind, name in pixels.items() if kwargs.get(name) is not None or outputs.get(kind) is not None]
+        if given:
+            if (input_ids := kwargs.get("input_ids")) is None:
+                raise FlowpruneError("Images came without input_ids, which say where they are: pass input_ids.")
+            forward.unlocated = given, input_ids, self.family.bidirectional_blocks(kwargs)
+        return args, kwargs
 
     def _enter_text_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # transformers 5.0 counts the unpruned sequence here; without it, the text model counts what is cached
         kwargs = {key: value for key, value in kwargs.items() if key != "cache_position"}
-        cache = kwargs.get(self.family.cache_name)
-        if self._is_visual is not None and self._pending is None:
-            self._pending = locate_images(self._is_visual, *self._encoded)
-        if self._pending is not None:
-            return args, kwargs | self._begin(self._pending, cache, kwargs)
+        forward, cache = self._forward, kwargs.get(self.family.cache_name)
+        if forward.unlocated is not None and forward.pending is None:
+            given, input_ids, blocks = forward.unlocated
+            encoded = {kind: forward.encoded.get(kind, ([], None)) for kind in given}
+            forward.pending = locate(self.family, input_ids, encoded, blocks)
+        if forward.pending is not None:
+            return args, kwargs | self._begin(forward.pending, cache, kwargs)
         if cache is None or (known := self._prompts.get(cache)) is None:
             if cache is None or cache.get_seq_length() == 0:
-                self._last = None  # a prompt without images
+                forward.last = None  # a prompt without images
             return None  # that, or a prompt that was read outside of this block
-        self._active = known
+        forward.active = known
         embeds = kwargs.get("inputs_embeds")
         new = kwargs["input_ids"] if embeds is None else embeds
-        _drop_rejected(known, cache, kwargs.get("attention_mask"), new.shape[1])
-        position_ids, mask = known.resume(new, kwargs.get("position_ids"), cache.get_seq_length())
+        known.rewind(cache.get_seq_length())
+        position_ids, mask = known.resume(new.shape[1], kwargs.get("position_ids"))
         return args, kwargs | {"position_ids": position_ids, "attention_mask": mask}
 
     def _begin(self, prompt: Prompt, cache: Cache | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Prune a prompt; returns the text model's arguments that change."""
-        if cache is not None and cache.get_seq_length() > 0:
-            raise FlowpruneError(
-                "An image in a later turn, with a cache already filled, is not pruned yet: start with an empty cache."
-            )
-        if cache is not None and type(cache) is not DynamicCache:
+        if cache is not None and not isinstance(cache, DynamicCache | QuantizedCache):
             raise FlowpruneError(
                 f"{type(cache).__name__} cannot hold layers of different lengths: leave cache_implementation unset."
             )
         embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
+        if isinstance(mask, dict):  # made by the base model, one a type of layer
+            mask = self._forward.padding
         if mask is not None and getattr(mask, "ndim", 0) != 2:
             raise FlowpruneError("A ready-made attention mask cannot be pruned: pass the 2-D padding mask.")
         valid = embeds.new_ones(embeds.shape[:2]).bool() if mask is None else mask.to(embeds.device).bool()
-        pruned = PrunedPrompt(self.family, self.config, prompt)
-        embeds, position_ids, mask = pruned.begin(embeds, valid, kwargs.get("position_ids"))
+        past = self._past(cache, valid, embeds.shape[1])
+        pruned = PrunedPrompt(self.family, self.config, prompt, past)
+        embeds, position_ids, mask, deepstack = pruned.begin(
+            embeds,
+            valid[:, -embeds.shape[1] :],
+            kwargs.get("position_ids"),
+            kwargs.get("deepstack_visual_embeds") or (),
+        )
         use_cache = kwargs.get("use_cache")
         if cache is None and (self.family.text_model.config.use_cache if use_cache is None else use_cache):
             cache = DynamicCache(config=self.family.text_model.config)
         if cache is not None:
             self._prompts[cache] = pruned
-        self._active = self._last = pruned
-        return {
+        self._forward.active = self._forward.last = pruned
+        changed: dict[str, Any] = {
             "inputs_embeds": embeds,
             "position_ids": position_ids,
             "attention_mask": mask,
             self.family.cache_name: cache,
         }
+        if deepstack:
+            changed |= {"visual_pos_masks": pruned.visual_left, "deepstack_visual_embeds": deepstack}
+        return changed
+
+    def _past(self, cache: Cache | None, valid: Tensor, new: int) -> PrunedPrompt | None:
+        """What a filled cache holds."""
+        if cache is None or (cached := cache.get_seq_length()) == 0:
+            return None
+        if (known := self._prompts.get(cache)) is not None:
+            known.rewind(cached)
+            return known
+        told = valid.shape[1] == cached + new
+        earlier = valid[:, :cached] if told else valid.new_ones(len(valid), cached)
+        return PrunedPrompt.unpruned(self.family, self.config, earlier)
 
     def _leave_text_model(self, *_: Any) -> None:
-        if self._active is not None:
-            self._active.end_forward()
-        self._active = self._pending = self._is_visual = None
+        forward = self._forward
+        if forward.active is not None:
+            forward.active.end_forward()
+        forward.active = forward.pending = forward.unlocated = None
 
     def _enter_layer(self, number: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._active is None:
+        active = self._forward.active
+        if active is None:
             return None
-        hidden, changed = self._active.enter_layer(number, args[0], kwargs)
+        hidden, changed = active.enter_layer(number, args[0], kwargs)
         return (hidden, *args[1:]), kwargs | changed
 
 
-def _drop_rejected(pruned: PrunedPrompt, cache: Cache, mask: Any, queries: int) -> None:
+def _following(known: PrunedPrompt, cache: Cache, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What changes in the arguments of tokens that follow a pruned prompt: they are told their true positions."""
+    by_token = ("input_ids", "inputs_embeds", "position_ids", "token_type_ids", "mm_token_type_ids")
+    given = {name: kwargs[name] for name in by_token if kwargs.get(name) is not None}
+    queries = (given["input_ids"] if "input_ids" in given else given["inputs_embeds"]).shape[1]
+    mask, cached = kwargs.get("attention_mask"), cache.get_seq_length()
+    changed = {}
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        new = mask.shape[1] - known.tokens
+        if mask.shape[1] - queries == cached and 0 < new < queries:
+            # generate() has cut a conversation by what the cache holds, which is less than was read
+            changed = {name: t[:, -new:] if name == "inputs_embeds" else t[..., -new:] for name, t in given.items()}
+            queries = new
+        else:
+            _drop_rejected(known, cache, mask, queries)
+    if "position_ids" not in given:
+        known.rewind(cache.get_seq_length())
+        changed["position_ids"] = known.next_positions(queries)
+    return changed
+
+
+def _drop_rejected(pruned: PrunedPrompt, cache: Cache, mask: Tensor, queries: int) -> None:
     """Cut guesses that assisted decoding has rejected and transformers has left in the cache.
 
     Older versions (5.0, 5.5) crop to a length of the unpruned sequence, which layers that have lost tokens do not
     reach. A mask over the unpruned sequence, as generate() passes it, tells how much of it is meant to be cached.
     """
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or (tokens := mask.shape[1] - queries) >= pruned.tokens:
+    if (tokens := mask.shape[1] - queries) >= pruned.tokens:
         return
     if tokens == cache.get_seq_length() > pruned.cached(0, tokens):
         return  # a mask over what is cached
@@ -219,6 +281,13 @@ def check_fits(family: Family, config: PruningConfig) -> None:
                 f"schedule.{number}.layer is {step.layer}, but the model has {layers} layers: "
                 f"choose one of 0 to {layers - 1}."
             )
+        if 0 < step.layer < family.deepstack_layers:
+            raise FlowpruneError(
+                f"schedule.{number}.layer is {step.layer}, but the model adds visual features again up to its layer "
+                f"{family.deepstack_layers}: choose 0, or one of {family.deepstack_layers} to {layers - 1}."
+            )
+    if config.positions == "compact" and family.rotary_axes > 1:
+        raise FlowpruneError("positions 'compact' does not fit several rotary axes: set positions to 'original'.")
     for layer in config.method.vision_layers:
         family.vision_layer(layer)
     if config.method.needs_entropy and config.normalisation is None:
@@ -231,8 +300,12 @@ def check_fits(family: Family, config: PruningConfig) -> None:
             f"recycling_weight needs an additive mask, which {backend} does not take: "
             "set it to 0 or load the model with attn_implementation='sdpa'."
         )
-    if backend == "flex_attention":
-        raise FlowpruneError("flex_attention is not pruned yet: load the model with attn_implementation='sdpa'.")
+    sliding = "sliding_attention" in (getattr(family.text_model.config, "layer_types", None) or ())
+    if "flash" in backend and (sliding or family.bidirectional):
+        raise FlowpruneError(
+            f"{backend} takes no mask for sliding windows of pruned tokens or for image tokens that attend both ways: "
+            "load the model with attn_implementation='sdpa'."
+        )
 
 
 def _report(family: Family, config: PruningConfig, pruned: PrunedPrompt) -> list[SampleReport]:

@@ -5,7 +5,8 @@ importance-weighted mean, at the place of the most important of them. Pure funct
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -28,6 +29,22 @@ class Recycled(NamedTuple):
 
     kept: Tensor
     features: Tensor
+    importance: Tensor
+    sizes: Tensor
+
+
+class Recycling(NamedTuple):
+    """What a recycling step does, decided by importance alone.
+
+    Args:
+        kept: sorted indices of the places that remain ``[..., K]``.
+        merge: what it does to anything the tokens carry, ``[..., N, C]`` → ``[..., K, C]``.
+        importance: of the places that remain ``[..., K]``.
+        sizes: how many tokens each stands for ``[..., K]``.
+    """
+
+    kept: Tensor
+    merge: Callable[[Tensor], Tensor]
     importance: Tensor
     sizes: Tensor
 
@@ -56,32 +73,30 @@ def recycle(
     """
     rows, columns = grid
     places = torch.cartesian_prod(torch.zeros(1).long(), torch.arange(rows), torch.arange(columns))
-    return recycle_places(features, importance, places, max(1, math.floor(keep_ratio * len(places) + 0.5)), cell, count)
+    plan = recycle_places(importance, places, max(1, math.floor(keep_ratio * len(places) + 0.5)), cell, count)
+    return Recycled(plan.kept, plan.merge(features), plan.importance, plan.sizes)
 
 
-def recycle_places(
-    features: Tensor, importance: Tensor, places: Tensor, target: int, cell: float, count: CountRule
-) -> Recycled:
+def recycle_places(importance: Tensor, places: Tensor, target: int, cell: float, count: CountRule) -> Recycling:
     """:func:`recycle` for tokens of several grids, and for several images of one layout at once.
 
     Args:
-        features: ``[..., N, C]``.
         importance: ``[..., N]``.
         places: (grid, row, column) of each token ``[N, 3]``, on the CPU.
         target: tokens to remain in each image (``released``: before its corrections).
         cell, count: as in :func:`recycle`. With ``released``, images may differ in count: pass them one by one.
     """
     ids = cell_ids(places, cell)
-    cells = Cells(ids.to(features.device), int(ids.max()) + 1)
+    cells = Cells(ids.to(importance.device), int(ids.max()) + 1)
     if count == "released":
         top = max(target - int(len(places) / cell**2), 0)
-        return merge_cells(features, importance, cells, top, None)
+        return merge_cells(importance, cells, top, None)
     if cells.number > target:
         raise FlowpruneError(
             f"recycling_cell {cell:g} makes {cells.number} cells, more than the {target} tokens the step keeps: "
             "raise recycling_cell or the step's keep_ratio."
         )
-    return merge_cells(features, importance, cells, exact_top(importance, cells, target), target)
+    return merge_cells(importance, cells, exact_top(importance, cells, target), target)
 
 
 class Cells(NamedTuple):
@@ -151,13 +166,12 @@ def _ranks(importance: Tensor) -> Tensor:
     return torch.empty_like(order).scatter(-1, order, places)
 
 
-def merge_cells(features: Tensor, importance: Tensor, cells: Cells, top: Tensor | int, count: int | None) -> Recycled:
+def merge_cells(importance: Tensor, cells: Cells, top: Tensor | int, count: int | None) -> Recycling:
     """Keep the ``top`` most important tokens and merge the others, cell by cell.
 
     Merging weights are the importances, negative ones counted as 0; a cell of none but zeros is averaged plainly.
 
     Args:
-        features: ``[..., N, C]``.
         importance: ``[..., N]``.
         cells: the cells of the N tokens.
         top: how many tokens to keep, per image ``[..., 1]`` or the same for all.
@@ -182,21 +196,25 @@ def merge_cells(features: Tensor, importance: Tensor, cells: Cells, top: Tensor 
 
     by_cell = torch.zeros(*share.shape[:-1], number, share.shape[-1], device=share.device)
     by_cell = by_cell.scatter(-2, ids.unsqueeze(-2), share.unsqueeze(-2))
-    merged = by_cell.to(features.dtype) @ features
     sizes = _sum_by_cell(pruned.float(), ids, number)
 
     count = int(remains.sum(-1).max()) if count is None else count
     kept = remains.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[..., :count]
     is_recycled = represents.gather(-1, kept)
     cell_of_kept = ids.gather(-1, kept)
+    kept_sizes = torch.where(is_recycled, sizes.gather(-1, cell_of_kept), 1.0)
+    merge = partial(_merged, kept, is_recycled, cell_of_kept, by_cell)
+    return Recycling(kept, merge, importance.gather(-1, kept), kept_sizes)
+
+
+def _merged(kept: Tensor, is_recycled: Tensor, cell_of_kept: Tensor, by_cell: Tensor, features: Tensor) -> Tensor:
     wide = (*kept.shape, features.shape[-1])
-    kept_features = torch.where(
+    merged = by_cell.to(features.dtype) @ features
+    return torch.where(
         is_recycled.unsqueeze(-1),
         merged.gather(-2, cell_of_kept.unsqueeze(-1).expand(wide)),
         features.gather(-2, kept.unsqueeze(-1).expand(wide)),
     )
-    kept_sizes = torch.where(is_recycled, sizes.gather(-1, cell_of_kept), 1.0)
-    return Recycled(kept, kept_features, importance.gather(-1, kept), kept_sizes)
 
 
 def _sum_by_cell(values: Tensor, ids: Tensor, number: int) -> Tensor:

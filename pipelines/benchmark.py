@@ -1,5 +1,6 @@
 """Stage benchmark: what pruning costs and saves on this machine, as ratios inside one run."""
 
+import inspect
 import json
 import time
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from multimodal import FlowpruneError, PruningConfig, prune
 from multimodal.costs import Workload, estimate
 from multimodal.families import Family, family_of
-from multimodal.importance import patch_entropy
+from multimodal.importance import grey_entropy
 from multimodal.observation import VisionObservation, unnormalised
 from multimodal.prompt import importance_maps
 from multimodal.pruned_prompt import PrunedPrompt
@@ -98,10 +99,8 @@ def _random_inputs(family: Family, text_tokens: int) -> dict[str, Tensor]:
     ids = torch.randint(vocabulary, (1, before + visual + after))
     ids[ids == family.image_token_id] = 0
     ids[:, before : before + visual] = family.image_token_id
-    return pixels | {
-        "input_ids": ids.to(family.model.device),
-        "attention_mask": torch.ones_like(ids).to(family.model.device),
-    }
+    ids = ids.to(family.model.device)
+    return pixels | family.token_inputs(ids) | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def _config(
@@ -131,20 +130,27 @@ def _measure_model(subject: _Subject, repeats: int) -> dict[str, float]:
 def _measure_prompt(subject: _Subject, number: int, repeats: int) -> dict[str, float]:
     family, config, device = subject.family, subject.config, subject.model.device
     inputs = subject.inputs[number]
-    pixels = {key: value for key, value in inputs.items() if key not in ("input_ids", "attention_mask")}
+    encoder = inspect.signature(family.base.get_image_features).parameters
+    pixels = {key: value for key, value in inputs.items() if key in encoder}
     objective = Objective(family, [subject.samples[number]], batch_size=1, seed=0)
     [batch] = objective.batches
     peaks: dict[str, float] = {}
     seen: list[VisionObservation] = []
-    with watch_vision(family, config.method.vision_layers, None, lambda _, vision: seen.append(vision)):
+    tower_pixels: list[Tensor] = []
+    with watch_vision(family, config.method.vision_layers, None, lambda *encoded: seen.extend(encoded[-1])):
+        hook = family.vision_tower.register_forward_pre_hook(
+            lambda _, args, kwargs: tower_pixels.append(args[0] if args else kwargs["pixel_values"]), with_kwargs=True
+        )
         family.base.get_image_features(**pixels)
+        hook.remove()
+    seen = [replace(live, entropy=cached.entropy) for live, cached in zip(seen, batch.vision, strict=True)]
 
     def select() -> None:
         if config.method.needs_entropy:
-            tiles = inputs["pixel_values"].flatten(0, -4)
-            patch_entropy(unnormalised(tiles, *subject.pixels), family.patch_size)
-        maps = importance_maps(family, config, batch.prompt.layouts, replace(seen[0], entropy=batch.vision.entropy))
-        PrunedPrompt(family, config, replace(batch.prompt, maps=maps)).begin(batch.embeds, batch.valid, None)
+            grey_entropy(unnormalised(family.patch_pixels(tower_pixels[0], batch.prompt.layouts), *subject.pixels))
+        maps = importance_maps(family, config, batch.prompt.layouts, seen)
+        pruned = PrunedPrompt(family, config, replace(batch.prompt, maps=maps))
+        pruned.begin(batch.embeds, batch.valid, batch.text_inputs["position_ids"])
 
     def read(name: str, pruner: Pruner | None) -> None:
         """Time a prefill and one decoding step after it."""

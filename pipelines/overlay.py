@@ -14,6 +14,7 @@ from multimodal import PruningConfig, prune
 from multimodal.costs import kept_counts
 from multimodal.layout import Layout
 from multimodal.methods import VisualTokens
+from multimodal.observation import VisionObservation
 from multimodal.prompt import importance_maps
 from multimodal.recycling import cell_ids
 from pipelines.data import Sample
@@ -90,23 +91,35 @@ def _maps(
     opened: OpenedModel, config: PruningConfig, seen: CalibrationSample, layout: Layout, importance: Tensor | None
 ) -> dict[str, list[np.ndarray]]:
     patches = layout.patch_places
-    tiles = slice(0, layout.tiles)
-    maps: dict[str, list[np.ndarray]] = {}
-    [entropy] = opened.family.pack(seen.entropy[tiles].unsqueeze(-1), [layout])
-    maps["entropy (bits)"] = grid_maps(entropy[patches, 0], layout)
-    for layer, attention in seen.attention.items():
-        [packed] = opened.family.pack(attention.received()[tiles, seen.class_tokens :].unsqueeze(-1), [layout])
-        maps[f"attention received, layer {layer}"] = grid_maps(packed[patches, 0], layout)
+    views = range(len(layout.views))
+
+    def packed(of: Callable[[VisionObservation], Tensor]) -> list[np.ndarray]:
+        by_view = {view: own for each in seen.vision for view, own in zip(each.views, of(each), strict=True)}
+        [tokens] = opened.family.pack([by_view[view].unsqueeze(-1) for view in views], [layout])
+        return grid_maps(tokens[patches, 0], layout)
+
+    maps = {"entropy (bits)": packed(_entropy)}
+    for layer in seen.vision[0].layers:
+        maps[f"attention received, layer {layer}"] = packed(partial(_received, layer))
     if importance is not None:
         maps[f"importance, {config.method.name}"] = grid_maps(importance[patches], layout)
     return maps
+
+
+def _received(layer: int, seen: VisionObservation) -> Tensor:
+    return seen.layers[layer].received()[:, seen.class_tokens :]
+
+
+def _entropy(seen: VisionObservation) -> Tensor:
+    assert seen.entropy is not None
+    return seen.entropy
 
 
 def _steps(
     config: PruningConfig, seen: CalibrationSample, layout: Layout, kept: tuple[Tensor, ...], sizes: Tensor
 ) -> list[tuple[str, list[np.ndarray], list[np.ndarray], list[np.ndarray] | None]]:
     """For each step: its name, the tokens left, how many each stands for, and the recycling cells of the first."""
-    places = seen.is_visual.nonzero()[: layout.visual_tokens, 0]
+    places = seen.places(0)
     patch_at = torch.full((len(seen.is_visual),), -1)
     patch_at[places[layout.patch_places]] = torch.arange(layout.patch_tokens)
     cell = getattr(config.method, "recycling_cell", None)
@@ -138,7 +151,7 @@ def _recycled_sizes(
         layer=0,
         layout=layout,
         index=torch.arange(layout.patch_tokens).unsqueeze(0),
-        features=seen.embeds[seen.is_visual][: layout.visual_tokens][patches].unsqueeze(0),
+        features=seen.embeds[seen.places(0)][patches].unsqueeze(0),
         importance=None if importance is None else importance[patches].unsqueeze(0),
     )
     count = kept_counts(layout, config.schedule)[0] - len(layout.newlines)

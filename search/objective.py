@@ -4,18 +4,21 @@ A trial is the language model's pruned prefill on cached features: no vision tow
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import Cache
 
 from multimodal import PruningConfig, prune
 from multimodal.costs import Workload
 from multimodal.families import Family
 from multimodal.observation import MeanAttention, VisionObservation
-from multimodal.prompt import Prompt, importance_maps, locate_images
+from multimodal.prompt import Prompt, importance_maps
 from multimodal.pruner import Pruner
 from search.calibration import CalibrationSample
 
@@ -27,8 +30,9 @@ class Batch:
     embeds: Tensor
     valid: Tensor
     prompt: Prompt
-    vision: VisionObservation
+    vision: Sequence[VisionObservation]
     reference: Tensor
+    text_inputs: Mapping[str, Any]  # what else the text model is given
 
 
 class Objective:
@@ -91,40 +95,68 @@ class Objective:
         return self.family.text_model(
             inputs_embeds=batch.embeds,
             attention_mask=batch.valid.long(),
-            position_ids=(batch.valid.cumsum(1) - 1).clamp(min=0),
             use_cache=cache is not None,
             **{self.family.cache_name: cache},
+            **batch.text_inputs,
         ).last_hidden_state
 
 
 def _batch(family: Family, samples: Sequence[CalibrationSample]) -> Batch:
     device, longest = family.text_model.device, max(len(sample.embeds) for sample in samples)
     pads = [longest - len(sample.embeds) for sample in samples]
-    embeds = torch.stack(
-        [torch.nn.functional.pad(s.embeds, (0, 0, pad, 0)) for s, pad in zip(samples, pads, strict=True)]
+
+    def padded(tensors: Sequence[Tensor], value: int = 0) -> Tensor:
+        return torch.stack([pad(t, (p, 0), value=value) for t, p in zip(tensors, pads, strict=True)])
+
+    is_visual = padded([sample.is_visual for sample in samples])
+    text_inputs: dict[str, Any] = {"position_ids": padded([s.position_ids for s in samples]).to(device)}
+    if text_inputs["position_ids"].ndim == 3:
+        text_inputs["position_ids"] = text_inputs["position_ids"].transpose(0, 1)  # axes first
+    deepstack = [sample.deepstack for sample in samples if sample.deepstack is not None]
+    if deepstack:
+        levels = torch.cat(deepstack, dim=1).to(device)
+        text_inputs |= {"visual_pos_masks": is_visual.to(device), "deepstack_visual_embeds": list(levels)}
+    blocks = [sample.blocks for sample in samples if sample.blocks is not None]
+    images = [(row, image) for row, sample in enumerate(samples) for image in range(len(sample.layouts))]
+    prompt = Prompt(
+        layouts=[samples[row].layouts[image] for row, image in images],
+        rows=[row for row, _ in images],
+        places=[samples[row].places(image) + pads[row] for row, image in images],
+        maps=None,
+        blocks=padded(blocks, -1).to(device) if blocks else None,
     )
-    is_visual = torch.stack(
-        [torch.nn.functional.pad(s.is_visual, (pad, 0)) for s, pad in zip(samples, pads, strict=True)]
-    )
-    valid = torch.arange(longest) >= torch.tensor(pads).unsqueeze(1)
-    layouts = [layout for sample in samples for layout in sample.layouts]
     return Batch(
-        embeds.to(device),
-        valid.to(device),
-        locate_images(is_visual, layouts, maps=None),
+        torch.stack([pad(s.embeds, (0, 0, p, 0)) for s, p in zip(samples, pads, strict=True)]).to(device),
+        (torch.arange(longest) >= torch.tensor(pads).unsqueeze(1)).to(device),
+        prompt,
         _joined(samples, device),
         torch.stack([sample.reference for sample in samples]).to(device),
+        text_inputs,
     )
 
 
-def _joined(samples: Sequence[CalibrationSample], device: torch.device) -> VisionObservation:
-    """What the vision tower showed of a batch's tiles, in order."""
+def _joined(samples: Sequence[CalibrationSample], device: torch.device) -> list[VisionObservation]:
+    """What the vision tower showed of a batch's views, those of one size together."""
+    by_size, first = defaultdict(list), 0
+    for sample in samples:
+        for seen in sample.vision:
+            assert seen.entropy is not None
+            views = tuple(first + view for view in seen.views)
+            by_size[seen.entropy.shape[-1]].append(replace(seen, views=views))
+        first += sum(len(seen.views) for seen in sample.vision)
+    return [_stacked(group, device) for group in by_size.values()]
+
+
+def _stacked(group: Sequence[VisionObservation], device: torch.device) -> VisionObservation:
     layers = {
         layer: MeanAttention(
-            torch.cat([sample.attention[layer].weights for sample in samples]).to(device),
-            torch.cat([sample.attention[layer].column_means for sample in samples]).to(device),
+            *(
+                torch.cat([getattr(seen.layers[layer], name) for seen in group]).to(device)
+                for name in ("weights", "column_means")
+            )
         )
-        for layer in samples[0].attention
+        for layer in group[0].layers
     }
-    entropy = torch.cat([sample.entropy for sample in samples]).to(device)
-    return VisionObservation(layers, entropy, samples[0].class_tokens)
+    entropy = torch.cat([seen.entropy for seen in group if seen.entropy is not None]).to(device)
+    views = tuple(view for seen in group for view in seen.views)
+    return VisionObservation(views, layers, entropy, group[0].class_tokens)

@@ -1,5 +1,7 @@
 """Slow, obvious re-computations that tests compare the library with. Nothing here calls what it checks."""
 
+import inspect
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -8,6 +10,7 @@ from typing import Any
 import numpy as np
 import tiny_models
 import torch
+from tiny_models.family import Token
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -16,7 +19,7 @@ from multimodal import PruningConfig
 MEAN, STD = (0.4, 0.5, 0.6), (0.3, 0.2, 0.25)
 
 LAYER_0_AND_INNER = ((0, 0.7), (2, 0.6), (4, 0.5))
-INNER_ONLY = ((1, 0.6), (3, 0.5))
+INNER_ONLY = ((2, 0.6), (3, 0.5))
 LAYER_0_ONLY = ((0, 0.4),)
 SCHEDULES = {"layer 0 and inner": LAYER_0_AND_INNER, "inner only": INNER_ONLY, "layer 0 only": LAYER_0_ONLY}
 
@@ -50,34 +53,51 @@ def hooked(handles: list[Any]) -> Iterator[None]:
             handle.remove()
 
 
+def stock_masks(model: PreTrainedModel, inputs: dict) -> list[Tensor]:
+    """What each layer of the stock model lets each token see ``[B, L, L]``, by what it is given."""
+    seen: list[Any] = []
+    handles = [
+        layer.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["attention_mask"]), with_kwargs=True)
+        for layer in text_layers(model)
+    ]
+    with hooked(handles):
+        model.model(**inputs, use_cache=False)
+    rows, length = inputs["input_ids"].shape
+    causal = torch.ones(rows, length, length, dtype=torch.bool).tril()
+    return [causal if m is None else (m if m.dtype == torch.bool else m == 0)[:, 0].expand_as(causal) for m in seen]
+
+
 def attention_masks(
-    valid: Tensor,
-    is_visual: Tensor,
-    kept: Sequence[Sequence[Tensor]],
-    schedule: Sequence[tuple[int, float]],
-    layers: int,
+    stock: Sequence[Tensor], inputs: dict, kept: Sequence[Sequence[Tensor]], schedule: Sequence[tuple[int, float]]
 ) -> list[Tensor]:
-    """Each layer's additive causal mask ``[B, 1, L, L]`` that hides padding and pruned tokens.
+    """Each layer's additive mask ``[B, 1, L, L]``: the stock model's, with pruned tokens hidden.
 
     Args:
-        valid, is_visual: of the unpruned batch ``[B, L]``, padded on the left.
+        stock: see :func:`stock_masks`.
+        inputs: of the unpruned batch, padded on the left.
         kept: for each row and step the kept visual tokens, in the row's own coordinates.
         schedule: pruning steps.
-        layers: of the language model.
     """
-    length = valid.shape[1]
+    valid, is_visual = inputs["attention_mask"].bool(), tiny_models.is_visual(inputs)
     masks = []
-    for layer in range(layers):
+    for layer, allowed in enumerate(stock):
         seen = valid.clone()
         for row, steps in enumerate(kept):
             for (start, _), places in zip(schedule, steps, strict=True):
                 if layer >= start:
                     seen[row] &= ~is_visual[row]
                     seen[row, places + int((~valid[row]).sum())] = True
-        causal = torch.ones(length, length, dtype=torch.bool).tril()
-        allowed = causal & seen[:, None, :]
-        masks.append(torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min).unsqueeze(1))
+        hidden = ~(allowed & seen[:, None, :])
+        masks.append(torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min).unsqueeze(1))
     return masks
+
+
+def text_model(model: PreTrainedModel) -> PreTrainedModel:
+    return model.model.language_model if hasattr(model.model, "language_model") else model.model.text_model
+
+
+def text_layers(model: PreTrainedModel) -> nn.ModuleList:
+    return text_model(model).layers
 
 
 def run_masked(model: PreTrainedModel, inputs: dict, masks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -86,34 +106,18 @@ def run_masked(model: PreTrainedModel, inputs: dict, masks: Sequence[Tensor]) ->
     def replace(mask: Tensor) -> Any:
         return lambda _, args, kwargs: (args, kwargs | {"attention_mask": mask})
 
-    text = model.model.language_model
     handles = [
         layer.register_forward_pre_hook(replace(mask), with_kwargs=True)
-        for layer, mask in zip(text.layers, masks, strict=True)
+        for layer, mask in zip(text_layers(model), masks, strict=True)
     ]
+    final: list[Tensor] = []
+    handles.append(model.lm_head.register_forward_pre_hook(lambda _, args: final.append(args[0])))
     with hooked(handles):
-        hidden = model.model(**inputs, use_cache=False).last_hidden_state
-    return hidden, model.lm_head(hidden)
-
-
-def extended(inputs: dict, new: Tensor) -> dict:
-    """The inputs with new tokens ``[B, n]`` appended."""
-    return inputs | {
-        "input_ids": torch.cat([inputs["input_ids"], new], 1),
-        "attention_mask": torch.cat([inputs["attention_mask"], torch.ones_like(new)], 1),
-    }
+        logits = model(**inputs, use_cache=False).logits
+    return final[0], logits
 
 
 # the vision tower
-
-
-def vision_layer(model: PreTrainedModel) -> nn.Module:
-    """The attention module of the layer whose output feeds the projector."""
-    feature = model.config.vision_feature_layer
-    depth = model.config.vision_config.num_hidden_layers
-    number = depth + feature if feature < 0 else feature - 1
-    stack = next(m for m in model.model.vision_tower.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
-    return next(m for m in stack[number].modules() if hasattr(m, "q_proj") or hasattr(m, "query"))
 
 
 def full_attention(queries: np.ndarray, keys: np.ndarray, scaling: float) -> np.ndarray:
@@ -134,13 +138,14 @@ def relevance(attention: np.ndarray, threshold: float) -> np.ndarray:
     return attention[rows or [int(received.argmax())]].mean(0)
 
 
-def entropy(image: np.ndarray, patch: int) -> np.ndarray:
-    """Bits of the grey-level histogram of each patch ``[h, w]`` of a ``uint8 [H, W, 3]`` image."""
-    rows, columns = image.shape[0] // patch, image.shape[1] // patch
+def entropy(frames: Sequence[np.ndarray], patch: int) -> np.ndarray:
+    """Bits of the grey-level histogram of each patch ``[h, w]`` of ``uint8 [H, W, 3]`` frames, seen together."""
+    image = np.stack(frames)
+    rows, columns = image.shape[1] // patch, image.shape[2] // patch
     bits = np.zeros((rows, columns))
     for row in range(rows):
         for column in range(columns):
-            part = image[row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
+            part = image[:, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
             grey = np.rint(part.astype(np.float64).mean(-1)).astype(int).ravel()
             for level in set(grey.tolist()):
                 share = (grey == level).mean()
@@ -148,98 +153,102 @@ def entropy(image: np.ndarray, patch: int) -> np.ndarray:
     return bits
 
 
-def vision_maps(model: PreTrainedModel, inputs: dict, threshold: float, weight: float) -> list[np.ndarray]:
-    """VFlowOpt's importance of every visual token of every image; NaN at newline tokens."""
-    seen: dict[str, Tensor] = {}
-    pixels: list[Tensor] = []
-    module = vision_layer(model)
-    names = {"q": "q_proj", "k": "k_proj"} if hasattr(module, "q_proj") else {"q": "query", "k": "key"}
-    handles = [
-        getattr(module, name).register_forward_hook(lambda _, __, out, which=which: seen.update({which: out}))
-        for which, name in names.items()
-    ]
-    handles.append(
-        model.model.vision_tower.register_forward_pre_hook(
-            lambda _, args, kwargs: pixels.append((*args, *kwargs.values())[0]), with_kwargs=True
-        )
-    )
-    arguments = {key: inputs[key] for key in ("pixel_values", "image_sizes") if key in inputs}
-    with hooked(handles):
-        model.model.get_image_features(**arguments)
+def vision_attention(model: PreTrainedModel, inputs: dict) -> list[np.ndarray]:
+    """Head-mean attention ``[N, N]`` of each view, as the stock eager tower computes it in the layer of −1."""
+    module = tiny_models.family(model).vision_attention(model)
+    source, seen = sys.modules[type(module).__module__], []
+    eager, settings = source.eager_attention_forward, module.config
 
-    vision = model.config.vision_config
-    heads, side = vision.num_attention_heads, vision.image_size // vision.patch_size
-    tiles = []
-    for tile, picture in enumerate(pixels[-1]):
-        q, k = (seen[which][tile].unflatten(-1, (heads, -1)).transpose(0, 1).numpy() for which in "qk")
-        scores = relevance(full_attention(q, k, q.shape[-1] ** -0.5), threshold)[-side * side :]
-        image = picture.permute(1, 2, 0).double().numpy() * STD + MEAN
-        bits = entropy(np.clip(np.rint(image * 255), 0, 255).astype(np.uint8), vision.patch_size).ravel()
-        tiles.append(scores + weight * np.exp(bits) / np.exp(bits).sum())
-    maps, first = [], 0
-    for tokens in tokens_of(model, inputs):
-        places = [np.nan if cell is None else tiles[first + cell[0]][cell[1] * side + cell[2]] for cell in tokens]
-        maps.append(np.array(places))
-        first += 1 + max(cell[0] for cell in tokens if cell is not None)
+    def noting(own: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        output, weights = eager(own, *args, **kwargs)
+        if own is module:
+            seen.extend(weights.double().mean(1).numpy())
+        return output, weights
+
+    backend = settings._attn_implementation
+    source.eager_attention_forward, settings._attn_implementation = noting, "eager"
+    try:
+        encode(model, inputs)
+    finally:
+        source.eager_attention_forward, settings._attn_implementation = eager, backend
+    return seen
+
+
+def encode(model: PreTrainedModel, inputs: dict) -> list[Tensor]:
+    """The stock model's features of each image, then each video."""
+    features = []
+    for name in ("get_image_features", "get_video_features"):
+        function = getattr(model.model, name, None)
+        keys = [key for key in inspect.signature(function).parameters if key in inputs] if function else []
+        if any(key.startswith("pixel_values") for key in keys):
+            features += list(function(**{key: inputs[key] for key in keys}).pooler_output)
+    return [own.flatten(0, -2) for own in features]
+
+
+def view_maps(model: PreTrainedModel, inputs: dict, threshold: float, weight: float) -> list[np.ndarray]:
+    """VFlowOpt's map over the patches of each view ``[rows, columns]``."""
+    own, patch = tiny_models.family(model), model.config.vision_config.patch_size
+    pictures = own.pictures(model, inputs)
+    orders = own.tower_order(model, inputs) if own.tower_order else [None] * len(pictures)
+    maps = []
+    for attention, frames, order in zip(vision_attention(model, inputs), pictures, orders, strict=True):
+        rows, columns = (side // patch for side in frames[0].shape[1:])
+        scores = relevance(attention, threshold)[-rows * columns :]
+        if order is not None:
+            scores = scores[np.argsort(order)]
+        images = [frame.permute(1, 2, 0).double().numpy() * STD + MEAN for frame in frames]
+        bits = entropy([np.clip(np.rint(image * 255), 0, 255).astype(np.uint8) for image in images], patch)
+        maps.append((scores + weight * np.exp(bits.ravel()) / np.exp(bits).sum()).reshape(rows, columns))
     return maps
 
 
-def tokens_of(model: PreTrainedModel, inputs: dict) -> list[list[tuple[int, int, int] | None]]:
-    """(tile, row, column) of every visual token of every image; None for those that belong to no patch."""
-    vision = model.config.vision_config
-    side = vision.image_size // vision.patch_size
-    base: list = [(0, row, column) for row in range(side) for column in range(side)]
-    if model.config.model_type == "llava_onevision":
-        pinpoints = model.config.image_grid_pinpoints
-        return [
-            base + anyres_tokens(tuple(size), pinpoints, side, vision.image_size)
-            for size in inputs["image_sizes"].tolist()
-        ]
-    has_class = vision.model_type != "siglip_vision_model" and model.config.vision_feature_select_strategy == "full"
-    return [[None, *base] if has_class else base for _ in inputs["pixel_values"]]
+def token_values(tokens: Sequence[Token], views: Sequence[np.ndarray]) -> np.ndarray:
+    """A map over views as one over visual tokens; NaN where a token belongs to no patch."""
+
+    def value(token: Token) -> float:
+        if token is None:
+            return np.nan
+        return sum(weight * views[view][row, column] for (view, row, column), weight in token.items())
+
+    return np.array([value(token) for token in tokens])
 
 
-def anyres_tokens(size: tuple[int, int], pinpoints: Sequence[Sequence[int]], side: int, tile: int) -> list:
-    """Tokens of the high-resolution view: the pinpoint that shows most of the image, without the padding around it.
-
-    Args:
-        size: (height, width) of the image.
-        pinpoints: (height, width) of the resolutions there are.
-        side: patches along a tile.
-        tile: pixels along a tile.
-    """
-    height, width = size
-
-    def fit(point: Sequence[int]) -> tuple[int, int]:
-        scale = min(point[0] / height, point[1] / width)
-        shown = min(int(height * scale) * int(width * scale), height * width)
-        return shown, shown - point[0] * point[1]
-
-    best = max(pinpoints, key=fit)
-    rows, columns = best[0] // tile * side, best[1] // tile * side
-    top = left = 0
-    if width / height > columns / rows:
-        top = (rows - int(round(height * columns / width, 7))) // 2
-    else:
-        left = (columns - int(round(width * rows / height, 7))) // 2
-    tokens: list = []
-    for row in range(top, rows - top):
-        for column in range(left, columns - left):
-            number = 1 + row // side * (columns // side) + column // side
-            tokens.append((number, row % side, column % side))
-        tokens.append(None)
-    return tokens
+def vision_maps(model: PreTrainedModel, inputs: dict, threshold: float, weight: float) -> list[np.ndarray]:
+    """VFlowOpt's importance of every visual token of every image, then video; NaN at newline tokens."""
+    views, maps = view_maps(model, inputs, threshold, weight), []
+    for tokens in tokens_of(model, inputs):
+        own = 1 + max(view for token in tokens if token for view, _, _ in token)
+        maps.append(token_values(tokens, views[:own]))
+        views = views[own:]
+    return maps
 
 
-def grid_places(tokens: Sequence[tuple[int, int, int] | None]) -> list[tuple[int, int, int]]:
-    """(grid, row, column) of an image's patch tokens; the base view is grid 0, the tiles together are grid 1."""
-    places, row, column = [], 0, 0
-    for cell in tokens:
-        if cell is None:
+def tokens_of(model: PreTrainedModel, inputs: dict) -> list[list[Token]]:
+    """The patches of every visual token of every image, then video."""
+    return tiny_models.family(model).tokens(model, inputs)
+
+
+def grid_places(tokens: Sequence[Token]) -> list[tuple[int, int, int]]:
+    """(grid, row, column) of an image's patch tokens: a view is a grid, but tiles whose rows end together are one."""
+    rows: dict = {}
+    newlines = sum(token is None for token in tokens[1:])
+    views = {view for token in tokens if token for view, _, _ in token}
+    tiled = newlines > 1 and len(views) > 1
+    grid = row = 0
+    places: list[tuple[int, int, int]] = []
+    column = 0
+    for token in tokens:
+        if token is None:
             row, column = (row + 1, 0) if places else (row, column)  # a leading class token ends no row
-        elif cell[0] == 0:
-            places.append(cell)
+            continue
+        view, y, _ = min(token)
+        if not tiled or view == 0:
+            height = rows.setdefault(view, {}).setdefault(y, len(rows[view]))
+            width = sum(place[0] == view and place[1] == height for place in places)
+            places.append((view, height, width))
         else:
+            if grid == 0:
+                grid, row, column = 1, 0, 0
             places.append((1, row, column))
             column += 1
     return places

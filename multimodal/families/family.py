@@ -63,30 +63,54 @@ class Family(ABC):
 
     @property
     def image_token_id(self) -> int:
-        """The placeholder of one visual token."""
+        """The placeholder of one visual token of an image."""
         return self.config.image_token_id
+
+    @property
+    def video_token_id(self) -> int | None:
+        """The placeholder of one visual token of a video; None if videos are read as images, or not at all."""
+        return getattr(self.config, "video_token_id", None)
 
     @property
     def patch_size(self) -> int:
         """Patch side in pixels."""
         return self.config.vision_config.patch_size
 
+    @property
+    def deepstack_layers(self) -> int:
+        """First language-model layers after which visual features are added to the visual tokens once more."""
+        return 0
+
+    #: axes of the language model's rotary embedding
+    rotary_axes: ClassVar[int] = 1
+    #: whether :meth:`bidirectional_blocks` has any
+    bidirectional: ClassVar[bool] = False
+    #: position id of a sequence's first token
+    first_position: ClassVar[int] = 0
+    #: whether views whose visual tokens touch are tiles of one image
+    joins_touching_views: ClassVar[bool] = False
+
+    @property
+    def vision_layers(self) -> Sequence[nn.Module]:
+        """The vision tower's layers that attend to a whole view, up to the one whose output feeds the projector."""
+        depth = self.config.vision_config.num_hidden_layers
+        stack = next(m for m in self.vision_tower.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
+        feature = self.config.vision_feature_layer
+        return list(stack)[: max(state % (depth + 1) for state in ([feature] if isinstance(feature, int) else feature))]
+
     def vision_layer(self, layer: int) -> nn.Module:
-        """A layer of the vision tower, counted back from the one whose output feeds the projector (−1).
+        """One of :attr:`vision_layers`, counted back from the last (−1).
 
         Raises:
             FlowpruneError: the tower has no such layer.
         """
-        depth = self.config.vision_config.num_hidden_layers
-        stack = next(m for m in self.vision_tower.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
-        feature = self.config.vision_feature_layer
-        last_state = max(state % (depth + 1) for state in ([feature] if isinstance(feature, int) else feature))
-        if not 0 <= last_state + layer < depth:
+        layers = self.vision_layers
+        if not -len(layers) <= layer < 0:
             raise FlowpruneError(
-                f"vision_layer {layer} does not exist: the tower has {last_state} layers before its projector, "
-                f"so choose one of −{last_state} to −1."
+                f"vision_layer {layer} does not exist: the tower has {len(layers)} layers before its projector that "
+                f"attend to a whole view, so choose one of −{len(layers)} to −1."
             )
-        return stack[last_state + layer]
+        return layers[layer]
 
     def random_image(self, size: tuple[int, int] | None = None) -> dict[str, Tensor]:
         """Pixels of one random image, as the model's forward takes them: for timing without a processor.
@@ -97,24 +121,60 @@ class Family(ABC):
         side = self.config.vision_config.image_size
         return {"pixel_values": torch.randn(1, 3, side, side, dtype=self.model.dtype, device=self.model.device)}
 
+    def token_inputs(self, input_ids: Tensor) -> dict[str, Tensor]:
+        """What the model must be told of each token beside its id ``[B, L]``."""
+        return {}
+
+    def patch_pixels(self, pixels: Tensor, layouts: Sequence[Layout]) -> Tensor:
+        """The vision tower's input, patch by patch, in the order in which the tower attends to them.
+
+        Args:
+            pixels: as the tower is given them; ``[views, 3, H, W]`` unless a family says otherwise.
+            layouts: of what is encoded together.
+
+        Returns:
+            ``[patches of all views, 3, pixels of a patch]``.
+        """
+        side = self.patch_size
+        rows, columns = pixels.shape[-2] // side, pixels.shape[-1] // side
+        whole = pixels[..., : rows * side, : columns * side]
+        patches = whole.unflatten(-1, (columns, side)).unflatten(-3, (rows, side))  # views, 3, rows, p, columns, p
+        return patches.permute(0, 2, 4, 1, 3, 5).flatten(0, 2).flatten(-2)
+
+    def bidirectional_blocks(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        """Which tokens attend to each other both ways at prefill: those of one block ``[B, L]``; −1: none.
+
+        Args:
+            inputs: the keyword arguments of the base model's forward.
+        """
+        return None
+
     @abstractmethod
     def layouts(self, inputs: Mapping[str, Any]) -> list[Layout]:
         """The layout of every image of a batch, in the order of their placeholders.
 
         Args:
-            inputs: the keyword arguments of the base model's forward.
+            inputs: the keyword arguments of the base model's ``get_image_features``.
         """
 
+    def video_layouts(self, inputs: Mapping[str, Any]) -> list[Layout]:
+        """The layout of every video of a batch, in the order of their placeholders.
+
+        Args:
+            inputs: the keyword arguments of the base model's ``get_video_features``.
+        """
+        return []
+
     @abstractmethod
-    def pack(self, patches: Tensor, layouts: Sequence[Layout]) -> list[Tensor]:
+    def pack(self, views: Sequence[Tensor], layouts: Sequence[Layout]) -> list[Tensor]:
         """Send a map over the tower's patches through the model's packing code.
 
         Args:
-            patches: ``[tiles of all images, patches, channels]``.
-            layouts: of the images.
+            views: ``[patches, channels]`` of each view of all images or videos.
+            layouts: of the images or videos.
 
         Returns:
-            ``[visual tokens, channels]`` for each image; NaN at newline tokens.
+            ``[visual tokens, channels]`` for each image or video; NaN at newline tokens.
         """
 
 

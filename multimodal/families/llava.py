@@ -19,11 +19,12 @@ class Llava(Family):
         images, _, height, width = inputs["pixel_values"].shape
         grid = (height // self.patch_size, width // self.patch_size)
         has_class_token = self.config.vision_feature_select_strategy == "full" and _has_class_token(self.vision_tower)
-        return [Layout(grids=(grid,), newlines=(0,) if has_class_token else ())] * images
+        layout = Layout(grids=(grid,), newlines=(0,) if has_class_token else (), views=(grid[0] * grid[1],))
+        return [layout] * images
 
-    def pack(self, patches: Tensor, layouts: Sequence[Layout]) -> list[Tensor]:
+    def pack(self, views: Sequence[Tensor], layouts: Sequence[Layout]) -> list[Tensor]:
         extra = len(layouts[0].newlines)
-        return list(torch.nn.functional.pad(patches, (0, 0, extra, 0), value=float("nan")))
+        return [torch.nn.functional.pad(view, (0, 0, extra, 0), value=float("nan")) for view in views]
 
 
 def _has_class_token(tower: torch.nn.Module) -> bool:

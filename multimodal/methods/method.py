@@ -10,7 +10,7 @@ keeps the ``count`` tokens that :meth:`Method.score` ranks highest. A greedy met
 a merging one overrides :meth:`Method.reduce`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -55,13 +55,14 @@ class Reduced(NamedTuple):
 
     Args:
         kept: sorted indices into the step's tokens ``[images, count]``.
-        features: new features where tokens were merged ``[images, count, C]``; None: those they had.
+        merge: how tokens were merged, ``[images, n, C]`` → ``[images, count, C]``; the pruner applies it to everything
+            they carry. None: not at all.
         importance: new importance ``[images, count]``; None: that they had.
         sizes: how many tokens each stands for ``[images, count]``; None: one.
     """
 
     kept: Tensor
-    features: Tensor | None = None
+    merge: Callable[[Tensor], Tensor] | None = None
     importance: Tensor | None = None
     sizes: Tensor | None = None
 
@@ -103,7 +104,7 @@ class Method(BaseModel):
         return self
 
     def patch_importance(self, vision: VisionObservation) -> Tensor | None:
-        """The importance map over the vision tower's patches ``[tiles, patches]``, or None."""
+        """The importance map over the patches of some views ``[views, patches]``, or None."""
         return None
 
     def score(self, tokens: VisualTokens) -> Tensor:

@@ -64,7 +64,6 @@ class VFlowOpt(Method):
             return super().reduce(tokens, count)
         return Reduced(
             *recycle_places(
-                tokens.features,
                 self.score(tokens),
                 tokens.layout.cells,
                 count,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import config, tiny
-from tiny_models import BUILDERS, CACHE, LAYERS, batch, sample
+from tiny_models import CACHE, FAMILIES, LAYERS, batch, sample
 from torch import nn
 from transformers import Qwen2Config
 from transformers.utils import ModelOutput
@@ -139,7 +139,7 @@ def test_shares_of_many_prompts() -> None:
     assert shares.retention == costs.retention([TEN, TEN, ROWS, TEN, ROWS], chosen.schedule, LAYERS)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize(
     "fields", [{}, {"recycling_cell": 3.0}, {"recycling_cell": 3.0, "recycling_count": "released"}], ids=str
 )

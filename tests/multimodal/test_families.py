@@ -3,92 +3,98 @@
 import numpy as np
 import pytest
 import torch
-from oracles import MEAN, STD, config, grid_places, tiny, tokens_of, vision_layer
-from tiny_models import BUILDERS, CACHE, IMAGE_TOKEN, LAYERS, build, sample
+from contracts import families
+from oracles import MEAN, STD, config, encode, grid_places, text_model, tiny, token_values, tokens_of
+from tiny_models import CACHE, FAMILIES, IMAGE_TOKEN, LAYERS, build, is_visual, sample
 from torch import nn
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from multimodal import FlowpruneError, prune
 from multimodal.families import Family, check_supported, family_of
 from multimodal.layout import Layout
+from multimodal.prompt import locate
 
-families = pytest.mark.parametrize("name", BUILDERS)
 SIZES = [(40, 60), (64, 64), (30, 90), (32, 32), (90, 30), (20, 100), (33, 47), (64, 32), (1000, 700)]
 
 
-def image_inputs(name: str) -> list[dict]:
-    """The images of single prompts; for tiled models, of every size."""
-    model = tiny(name)
-    if name != "llava_onevision":
-        return [sample(model, images=2)]
+def inputs_of_every_size(model: PreTrainedModel) -> list[dict]:
+    """Single images of a tiled model."""
     side = model.config.vision_config.image_size
     return [{"pixel_values": torch.randn(1, 5, 3, side, side), "image_sizes": torch.tensor([size])} for size in SIZES]
 
 
 @families
-def test_layouts_and_packing_equal_the_layout_by_hand(name: str) -> None:
-    model = tiny(name)
+@pytest.mark.parametrize("size", range(4))
+def test_layouts_and_packing_equal_the_layout_by_hand(name: str, size: int) -> None:
+    model, own = tiny(name), FAMILIES[name]
     family = family_of(model)
-    side = model.config.vision_config.image_size // model.config.vision_config.patch_size
-    for inputs in image_inputs(name):
-        layouts = family.layouts(inputs)
-        patches = torch.randn(sum(layout.tiles for layout in layouts), side * side, 2)
-        features = model.model.get_image_features(
-            **{key: value for key, value in inputs.items() if key in ("pixel_values", "image_sizes")}
-        ).pooler_output
-        first = 0
-        for layout, packed, tokens, own in zip(
-            layouts, family.pack(patches, layouts), tokens_of(model, inputs), features, strict=True
-        ):
-            assert layout.visual_tokens == len(packed) == len(tokens) == len(own)
-            newlines = [place for place, cell in enumerate(tokens) if cell is None]
-            assert list(layout.newlines) == newlines
-            assert layout.patch_tokens == len(tokens) - len(newlines)
-            assert layout.patch_places.tolist() == [place for place, cell in enumerate(tokens) if cell is not None]
-            assert layout.cells.tolist() == [list(place) for place in grid_places(tokens)]
-            for place, cell in enumerate(tokens):
-                if cell is None:
-                    assert packed[place].isnan().all()
-                    if name == "llava_onevision":
-                        assert torch.equal(own[place], model.model.image_newline)
-                else:
-                    tile, row, column = cell
-                    assert torch.equal(packed[place], patches[first + tile, row * side + column])
-            first += layout.tiles
+    inputs = sample(model, images=2, size=size, videos=1 if own.video else 0)
+    by_hand, features = tokens_of(model, inputs), encode(model, inputs)
+    pictures = own.pictures(model, inputs)
+    side = family.patch_size
+    views = [torch.randn(frames[0].shape[1] // side, frames[0].shape[2] // side) for frames in pictures]
+    orders = own.tower_order(model, inputs) if own.tower_order else [list(range(view.numel())) for view in views]
+    in_tower_order = [view.flatten()[order].unsqueeze(1) for view, order in zip(views, orders, strict=True)]
+    encoded, first = {}, 0
+    kinds = {"image": (family.layouts, "pixel_values"), "video": (family.video_layouts, "pixel_values_videos")}
+    for kind, (layouts_of, key) in kinds.items():
+        if key in inputs:
+            layouts = layouts_of(inputs)
+            last = first + sum(len(layout.views) for layout in layouts)
+            packed = family.pack(in_tower_order[first:last], layouts)
+            assert [len(each) for each in packed] == [layout.visual_tokens for layout in layouts]
+            encoded[kind], first = (layouts, [each[:, 0] for each in packed]), last
+    assert first == len(views)
+    prompt = locate(family, inputs["input_ids"], encoded, None)
+    assert sum(map(len, features)) == sum(map(len, by_hand)) == int(is_visual(inputs).sum())
+    arrays, first = [view.numpy() for view in views], 0
+    for layout, values, tokens in zip(prompt.layouts, prompt.maps, by_hand, strict=True):
+        assert layout.visual_tokens == len(tokens)
+        assert list(layout.newlines) == [place for place, token in enumerate(tokens) if token is None]
+        assert layout.cells.tolist() == [list(place) for place in grid_places(tokens)]
+        expected = token_values(tokens, arrays[first : first + len(layout.views)])
+        np.testing.assert_allclose(values, expected, atol=1e-6)
+        first += len(layout.views)
 
 
 @families
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_one_busy_square_is_what_remains(name: str, attention: str) -> None:
-    """Flat images with one patch of noise: entropy must find its tokens, in every tile and corner."""
-    model = tiny(name, attention)
-    vision = model.config.vision_config
-    side, patch = vision.image_size // vision.patch_size, vision.patch_size
+@pytest.mark.parametrize("kind", ["image", "other image", "video"])
+def test_one_busy_square_is_what_remains(name: str, kind: str) -> None:
+    """Flat pictures with noise under one visual token: entropy must find it, in every view and corner."""
+    model, own = tiny(name), FAMILIES[name]
+    if kind == "video" and own.video is None:
+        return
     chosen = config([(0, 1e-6), (3, 1e-6)], entropy_weight=10.0)
     generator = torch.Generator().manual_seed(0)
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in (MEAN, STD))
+    patch = model.config.vision_config.patch_size
+    inputs = sample(model, images=kind != "video", videos=kind == "video", size=2 if kind == "other image" else 0)
+    flat = [[torch.full_like(frame, 0.5) for frame in frames] for frames in own.pictures(model, inputs)]
+    placeholders, first = is_visual(inputs)[0].nonzero()[:, 0].tolist(), 0
     with prune(model, chosen) as pruner:
-        for size in range(4 if name == "llava_onevision" else 1):
-            inputs = sample(model, images=1, size=size)
-            tokens = tokens_of(model, inputs)[0]
-            places = (inputs["input_ids"][0] == IMAGE_TOKEN).nonzero()[:, 0].tolist()
-            newlines = {place for place, cell in zip(places, tokens, strict=True) if cell is None}
-            shown = [cell for cell in tokens if cell is not None]
-            corners = {cell for cell in shown if cell[1] in (0, side - 1) and cell[2] in (0, side - 1)}
-            for tile in {cell[0] for cell in shown}:  # the corners of what is left of a tile
-                own = [cell for cell in shown if cell[0] == tile]
-                corners |= {min(own), max(own)}
-            for tile, row, column in sorted(corners):
-                noise = torch.randint(0, 256, (3, patch, patch), generator=generator) / 255
-                pixels = ((torch.full_like(inputs["pixel_values"], 0.5) - mean) / std).clone()
-                picture = pixels[0, tile] if pixels.ndim == 5 else pixels[0]
-                picture[:, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] = (
-                    noise - mean
-                ) / std
-                model(**inputs | {"pixel_values": pixels})
-                expected = newlines | {places[tokens.index((tile, row, column))]}
+        for tokens in tokens_of(model, inputs):  # several where a tile is an image of its own
+            places = placeholders[first : first + len(tokens)]
+            newlines = {place for place, token in zip(places, tokens, strict=True) if token is None}
+            shown = [token for token in tokens if token is not None]
+            corners = []
+            for view in {min(token)[0] for token in shown}:
+                seen = [token for token in shown if min(token)[0] == view]
+                for down in (1, -1):
+                    for across in (1, -1):
+                        corners.append(max(seen, key=lambda t: (down * min(t)[1] + across * min(t)[2], down, across)))
+            before = sum(len({min(token)[0] for token in part if token}) for part in tokens_of(model, inputs)[:0])
+            for corner in corners:
+                pictures = [[frame.clone() for frame in frames] for frames in flat]
+                for view, row, column in corner:
+                    for frame in pictures[before + view]:
+                        noise = torch.randint(0, 256, (3, patch, patch), generator=generator) / 255
+                        frame[:, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] = noise
+                painted = [[(frame - mean) / std for frame in frames] for frames in pictures]
+                model(**own.painted(inputs, painted))
+                expected = newlines | {places[tokens.index(corner)]}
                 for kept in pruner.report[0].kept:
-                    assert set(kept.tolist()) == expected
+                    assert set(kept.tolist()) & set(places) == expected
+            first += len(tokens)
 
 
 @pytest.mark.parametrize("aspect", ["anyres_max_1", "anyres_max_2"])
@@ -99,24 +105,25 @@ def test_interpolated_maps_keep_their_place(aspect: str) -> None:
     family = family_of(model)
     side = model.config.vision_config.image_size // model.config.vision_config.patch_size
     shrunk = 0
-    for inputs in image_inputs("llava_onevision"):
+    for inputs in inputs_of_every_size(model):
         [layout] = family.layouts(inputs)
         [features] = model.model.get_image_features(**inputs).pooler_output
         assert len(features) == layout.visual_tokens
         assert features[list(layout.newlines)].eq(model.model.image_newline).all()
-        whole = grid_places(tokens_of(model, inputs)[0])  # not interpolated
+        tokens = tokens_of(model, inputs)[0]
+        whole = grid_places(tokens)  # not interpolated
         rows, columns = (1 + max(place[axis] for place in whole if place[0] == 1) for axis in (1, 2))
         shrunk += layout.grids[1] != (rows, columns)
-        patches = torch.zeros(layout.tiles, side * side, 1)
+        patches = torch.zeros(len(layout.views), side * side, 1)
         visible = [
             (cell, place)
-            for cell, place in zip((c for c in tokens_of(model, inputs)[0] if c), whole, strict=True)
+            for cell, place in zip((min(token) for token in tokens if token), whole, strict=True)
             if cell[0]
         ]
         for (tile, row, column), (_, y, x) in visible[:: max(1, len(visible) // 40)]:
             patches.zero_()
             patches[tile, row * side + column] = 1.0
-            [packed] = family.pack(patches, [layout])
+            [packed] = family.pack(list(patches), [layout])
             high = packed[side * side :, 0].nan_to_num(-1.0).view(layout.grids[1][0], -1)[:, :-1]
             if high.max() == 0:
                 continue  # bilinear shrinking may step over a single patch
@@ -138,10 +145,10 @@ def test_images_of_a_multi_image_prompt_are_one_tile() -> None:
         "batch_num_images": torch.tensor([2, 1]),
     }
     layouts = family_of(model).layouts(pixels)
-    assert [layout.tiles for layout in layouts] == [1, 1, 4]
+    assert [len(layout.views) for layout in layouts] == [1, 1, 4]
     features = model.model.get_image_features(**pixels).pooler_output
     assert [layout.visual_tokens for layout in layouts] == [len(own) for own in features]
-    assert layouts[0] == Layout(grids=((8, 8),), newlines=(64,), tiles=1, image_size=(40, 60))
+    assert layouts[0] == Layout(grids=((8, 8),), newlines=(64,), views=(64,), image_size=(40, 60))
 
     rows = [[9] + [IMAGE_TOKEN] * 65 + [10, 11] + [IMAGE_TOKEN] * 65 + [12], [9, *[IMAGE_TOKEN] * len(features[2]), 13]]
     longest = max(map(len, rows))
@@ -161,16 +168,27 @@ def test_images_of_a_multi_image_prompt_are_one_tile() -> None:
 def test_parts(name: str) -> None:
     model = tiny(name)
     family = family_of(model)
-    assert family.text_model is model.model.language_model
+    assert family.text_model is text_model(model)
     assert len(family.text_layers) == LAYERS
-    assert family.vision_tower is model.model.vision_tower
     assert (family.patch_size, family.image_token_id, family.cache_name) == (4, IMAGE_TOKEN, CACHE)
-    assert vision_layer(model) in set(family.vision_layer(-1).modules())
-    layers = [family.vision_layer(-number) for number in range(1, 4)]
-    assert len(set(layers)) == 3
-    deepest = 4 if name == "llava_onevision" else 3
-    with pytest.raises(FlowpruneError, match=f"vision_layer -{deepest + 1} does not exist.* −{deepest} to −1"):
-        family.vision_layer(-deepest - 1)
+    assert FAMILIES[name].vision_attention(model) in set(family.vision_layer(-1).modules())
+    layers = family.vision_layers
+    assert family.vision_layer(-len(layers)) is layers[0] and len(set(layers)) == len(layers)
+    with pytest.raises(FlowpruneError, match=f"vision_layer -{len(layers) + 1} does not exist.* −{len(layers)} to −1"):
+        family.vision_layer(-len(layers) - 1)
+
+
+@families
+def test_random_images_are_read(name: str) -> None:
+    """What the benchmark stage measures when there is no processor."""
+    model = tiny(name)
+    family = family_of(model)
+    pixels = family.random_image((64, 64))
+    number = sum(layout.visual_tokens for layout in family.layouts(pixels))
+    ids = torch.tensor([[9, *[IMAGE_TOKEN] * number, 10]])
+    with prune(model, config()) as pruner:
+        model(**pixels, **family.token_inputs(ids), input_ids=ids)
+    assert pruner.report[0].visual_tokens == number
 
 
 def test_several_feature_layers_count_from_the_deepest() -> None:
@@ -184,7 +202,7 @@ def test_unsupported_families_are_named() -> None:
     model = Qwen2ForCausalLM(
         Qwen2Config(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     )
-    message = "type 'qwen2' are not supported: choose one of llava, llava_onevision"
+    message = "type 'qwen2' are not supported: choose one of "
     for refused in (
         lambda: family_of(model),
         lambda: prune(model, config()).__enter__(),

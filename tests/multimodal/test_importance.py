@@ -33,7 +33,7 @@ def test_entropy_equals_a_histogram_loop(size: tuple, levels: int) -> None:
     assert bits.shape == (2, 3, size[0] // 4, size[1] // 4)
     for first in range(2):
         for second in range(3):
-            expected = oracles.entropy(image[first, second].numpy(), 4)
+            expected = oracles.entropy([image[first, second].numpy()], 4)
             np.testing.assert_allclose(bits[first, second].numpy(), expected, atol=1e-5)
     torch.testing.assert_close(patch_entropy(image[1, 2], 4), bits[1, 2])
 

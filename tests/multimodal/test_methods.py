@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from oracles import LAYER_0_AND_INNER, config, tiny
-from tiny_models import IMAGE_TOKEN, batch, sample
+from tiny_models import batch, is_visual, sample
 from torch import Tensor
 
 from multimodal import FlowpruneError, PruningConfig, prune
@@ -59,15 +59,19 @@ def test_contract(fields: dict, layout: Layout, layer: int) -> None:
         for row in reduced.kept:
             assert torch.equal(row, row.unique())  # sorted, none twice
             assert row.min() >= 0 and row.max() < left
-        if reduced.features is not None:
-            assert reduced.features.shape == (3, count, 4)
+        merged = reduced.merge and reduced.merge(tokens.features)
+        assert merged is None or merged.shape == (3, count, 4)
         if reduced.sizes is not None:
             assert torch.equal(reduced.sizes.sum(1), torch.full((3,), float(left)))
         for image in range(3):  # an image does not depend on its batch
             alone = VisualTokens(
                 layer, layout, *(part[image : image + 1] for part in (tokens.index, tokens.features, tokens.importance))
             )
-            for one, many in zip(method.fitted(layout, count).reduce(alone, count), reduced, strict=True):
+            own = method.fitted(layout, count).reduce(alone, count)
+            own_merged = own.merge and own.merge(alone.features)
+            fields = ("kept", "importance", "sizes")
+            pairs = [(own_merged, merged), *((getattr(own, name), getattr(reduced, name)) for name in fields)]
+            for one, many in pairs:
                 assert (one is None) == (many is None)
                 if one is not None:
                     torch.testing.assert_close(one[0], many[image])
@@ -200,7 +204,7 @@ class Averaging(Method):
 
     def reduce(self, tokens: VisualTokens, count: int) -> Reduced:
         kept = torch.arange(count).expand(len(tokens.index), -1)
-        return Reduced(kept, tokens.features.mean(1, keepdim=True).expand(-1, count, -1))
+        return Reduced(kept, lambda features: features.mean(1, keepdim=True).expand(-1, count, -1))
 
 
 class Miscounting(Method):
@@ -239,7 +243,7 @@ def test_own_methods_prune_and_round_trip(model_name: str, fields: dict, tmp_pat
     if fields["name"] == "test_corner":
         [entry] = pruner.report[1:]
         padding = (inputs["attention_mask"][1] == 0).sum()
-        places = (inputs["input_ids"][1, padding:] == IMAGE_TOKEN).nonzero()[:, 0][layouts[2].patch_places]
+        places = is_visual(inputs)[1, padding:].nonzero()[:, 0][layouts[2].patch_places]
         distance = layouts[2].cells[:, 1:].sum(1)
         for kept in entry.kept:
             is_kept = torch.isin(places, kept)

@@ -41,6 +41,13 @@ def number_of_cells(places: list, cell: float) -> int:
     return len({(grid, int(row / cell), int(column / cell)) for grid, row, column in places})
 
 
+def recycle_tokens(
+    features: torch.Tensor, importance: torch.Tensor, places: torch.Tensor, count: int, cell: float
+) -> Recycled:
+    plan = recycle_places(importance, places, count, cell, "exact")
+    return Recycled(plan.kept, plan.merge(features), plan.importance, plan.sizes)
+
+
 def assert_same(result: Recycled, expected: list | None) -> None:
     assert expected is not None
     places, features, importance, sizes = zip(*expected, strict=True)
@@ -97,7 +104,7 @@ def test_several_grids_do_not_mix(grids: list, cell: float, kind: str, seed: int
     places = grid_places(*grids)
     count = data.draw(st.integers(number_of_cells(places, cell), len(places)))
     features, importance = tokens(len(places), kind, seed)
-    result = recycle_places(features, importance, torch.tensor(places), count, cell, "exact")
+    result = recycle_tokens(features, importance, torch.tensor(places), count, cell)
     assert_same(result, oracles.recycle_exactly(features.numpy(), importance.numpy(), places, cell, count))
 
 
@@ -108,9 +115,9 @@ def test_images_of_a_batch_are_independent(cell: float, kind: str, seed: int, da
     count = data.draw(st.integers(number_of_cells(places.tolist(), cell), len(places)))
     images = [tokens(len(places), kind, seed + image) for image in range(6)]
     features, importance = (torch.stack(parts).unflatten(0, (2, 3)) for parts in zip(*images, strict=True))
-    together = recycle_places(features, importance, places, count, cell, "exact")
+    together = recycle_tokens(features, importance, places, count, cell)
     for image, (own_features, own_importance) in enumerate(images):
-        alone = recycle_places(own_features, own_importance, places, count, cell, "exact")
+        alone = recycle_tokens(own_features, own_importance, places, count, cell)
         for many, one in zip(together, alone, strict=True):
             torch.testing.assert_close(many[image // 3, image % 3], one, atol=1e-6, rtol=1e-6)
 
@@ -143,7 +150,7 @@ def test_smallest_cell_is_feasible_and_nearly_minimal(grids: list) -> None:
     lengths = {length for grid in grids for length in grid}
     sides = sorted({length / k for length in lengths for k in range(1, length + 1)})
     counted = {side: number_of_cells(places, side) for side in sides}
-    features, importance = tokens(len(places), "positive", seed=1)
+    _, importance = tokens(len(places), "positive", seed=1)
     for count in range(1, len(places) + 1, 1 + len(places) // 150):
         side = smallest_cell(grids, count)
         if count < len(grids):
@@ -151,5 +158,5 @@ def test_smallest_cell_is_feasible_and_nearly_minimal(grids: list) -> None:
             continue
         assert counted[side] <= count
         assert all(counted[smaller] > count for smaller in sides if smaller < side)
-        result = recycle_places(features, importance, torch.tensor(places), count, side, "exact")
+        result = recycle_places(importance, torch.tensor(places), count, side, "exact")
         assert len(result.kept) == count

@@ -115,7 +115,7 @@ def image_layouts(draw) -> Layout:
     base = draw(st.integers(0, 4)) ** 2
     grids = ((rows, columns),) if not base else ((math.isqrt(base),) * 2, (rows, columns))
     newlines = tuple(base + columns + row * (columns + 1) for row in range(rows))
-    return Layout(grids, newlines, tiles=2, image_size=(rows, columns))
+    return Layout(grids, newlines, image_size=(rows, columns))
 
 
 @st.composite

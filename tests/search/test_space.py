@@ -116,7 +116,7 @@ def sides_of(layout: Layout) -> set[float]:
     return {length / parts for grid in layout.grids for length in grid for parts in range(1, length + 1)}
 
 
-@pytest.mark.parametrize("layouts", [[GRID], [GRID, Layout(((4, 4), (6, 5)), (21, 27, 33, 39, 45, 51), tiles=3)]])
+@pytest.mark.parametrize("layouts", [[GRID], [GRID, Layout(((4, 4), (6, 5)), (21, 27, 33, 39, 45, 51))]])
 @pytest.mark.parametrize("retention", [0.2, 0.5])
 def test_recycling_cell_is_raised_only_as_far_as_needed(layouts, retention):
     raised = 0

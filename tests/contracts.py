@@ -1,0 +1,129 @@
+"""Parts that the contract suites share: which families, backends and configs, prompts, ways to run, snapshots."""
+
+from typing import Any
+
+import pytest
+import torch
+from oracles import INNER_ONLY, config
+from tiny_models import CACHE, ENCODES_FIRST, FAMILIES, batch, extended, family, sample
+from tiny_models.family import FIRST_WORD
+from transformers import PreTrainedModel
+
+from multimodal import FlowpruneError, PruningConfig, prune
+
+EXACT = {"atol": 1e-5, "rtol": 1e-5}
+ROTATED = {"atol": 1e-4, "rtol": 0}
+
+families = pytest.mark.parametrize("name", FAMILIES)
+BACKENDS = ("eager", "sdpa", "fake_flash")
+backends = pytest.mark.parametrize("attention", BACKENDS)
+CONFIGS = {
+    "original": config(),
+    "compact": config(positions="compact"),
+    "inner only": config(INNER_ONLY, positions="compact"),
+    "recycling": config(recycling_cell=2.5, positions="compact"),
+    "weighted": config(recycling_cell=2.5, recycling_weight=0.7),
+    "released": config(recycling_cell=3.0, recycling_count="released", recycling_weight=0.5),
+    "uniform": config(name="uniform"),
+    "random": config(name="random"),
+}
+THOROUGH = ("llava_siglip", "llava_onevision")  # families that meet every config; the others meet these:
+COMMON = ("original", "recycling", "weighted", "uniform")
+CASES = [
+    pytest.param(name, attention, chosen, id=f"{name}-{attention}-{config_name}")
+    for name in FAMILIES
+    for attention in ("sdpa", *(("eager",) if name == "llava_dinov2" else ("fake_flash",) if name in THOROUGH else ()))
+    for config_name, chosen in CONFIGS.items()
+    if name in THOROUGH or config_name in COMMON
+]
+cases = pytest.mark.parametrize(("name", "attention", "chosen"), CASES)
+
+
+def fitting(model: PreTrainedModel, chosen: PruningConfig) -> PruningConfig:
+    """The config, with original positions where the model's rotary axes allow no others."""
+    return chosen if family(model).rotary_axes == 1 else chosen.model_copy(update={"positions": "original"})
+
+
+def mixed_samples(model: PreTrainedModel) -> list[dict]:
+    """One image, two images with text between, none; of several sizes and lengths."""
+    return [
+        sample(model, images=1, text=5, seed=1, size=0),
+        sample(model, images=2, text=7, seed=2, size=1),
+        sample(model, images=0, text=11, seed=3),
+        sample(model, images=1, text=12, seed=4, size=2),
+    ]
+
+
+def copied_samples(model: PreTrainedModel) -> list[dict]:
+    """Samples that generate() may copy: with several images where this transformers keeps them in order."""
+    one, two, none, another = mixed_samples(model)
+    return [one, two, none] if ENCODES_FIRST else [one, none, another]
+
+
+def rows_of_one_length(model: PreTrainedModel) -> dict:
+    """Unpadded at first, padded once rows have lost different numbers of tokens."""
+    long, short = sample(model, images=2, text=4, seed=1), sample(model, images=1, text=4, seed=2)
+    more = torch.randint(9, 60, (1, long["input_ids"].shape[1] - short["input_ids"].shape[1]))
+    return batch([long, extended(model, short, more)])
+
+
+def forced_tokens(rows: int, steps: int = 3) -> torch.Tensor:
+    return torch.randint(9, 60, (rows, steps), generator=torch.Generator().manual_seed(5))
+
+
+def run_pruned(
+    model: PreTrainedModel, inputs: dict, chosen: PruningConfig, forced: torch.Tensor | None = None
+) -> tuple:
+    """Prefill and decode forced tokens: final hidden states of the prefill, logits of both, the report."""
+    hidden: list = []
+    with prune(model, chosen) as pruner:
+        handle = model.lm_head.register_forward_pre_hook(lambda _, args: hidden.append(args[0]))
+        output = model(**inputs)
+        logits, decoded = output.logits, []
+        for token in [] if forced is None else forced.T:
+            output = model(input_ids=token[:, None], **{CACHE: output[CACHE]})
+            decoded.append(output.logits)
+        handle.remove()
+    return hidden[0], logits, torch.cat(decoded, 1) if decoded else None, pruner.report
+
+
+def generated(model: PreTrainedModel, inputs: dict, **options: Any) -> Any:
+    options = {"max_new_tokens": 4, "do_sample": False, "output_logits": True} | options
+    return model.generate(**inputs, return_dict_in_generate=True, **options)
+
+
+def best(logits: torch.Tensor) -> torch.Tensor:
+    """What greedy decoding picks: never a placeholder."""
+    return logits.index_fill(-1, torch.arange(FIRST_WORD), -torch.inf).argmax(-1)
+
+
+def refused(model: PreTrainedModel, attention: str, chosen: PruningConfig) -> bool:
+    """Flash attention takes no additive mask: what needs one must be refused."""
+    message = None
+    if attention == "fake_flash" and not family(model).flash:
+        message = "takes no mask"
+    elif attention == "fake_flash" and chosen.method.biases_attention:
+        message = "recycling_weight needs an additive mask"
+    if message is None:
+        return False
+    with pytest.raises(FlowpruneError, match=message), prune(model, chosen):
+        pass
+    return True
+
+
+def snapshot(model: PreTrainedModel) -> dict:
+    """Every attribute name, hook and attention implementation of every module."""
+    return {
+        path: (
+            sorted(vars(module).keys() - {"_previous_max_cache_length"}),  # left by transformers' static generation
+            [list(value) for key, value in sorted(vars(module).items()) if key.endswith("_hooks")],
+            getattr(getattr(module, "config", None), "_attn_implementation", None),
+        )
+        for path, module in model.named_modules()
+    }
+
+
+def assert_restored(model: PreTrainedModel, inputs: dict, before: dict, logits: torch.Tensor) -> None:
+    assert snapshot(model) == before
+    assert "get_image_features" not in vars(model.model)
+    assert torch.equal(model(**inputs).logits, logits)

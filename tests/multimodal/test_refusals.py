@@ -1,0 +1,169 @@
+"""What ``prune()`` refuses, and that the model is untouched then."""
+
+from typing import Any
+
+import pytest
+import torch
+from contracts import assert_restored, families, generated, run_pruned, snapshot
+from oracles import config, tiny
+from tiny_models import CACHE, ENCODES_FIRST, LAYERS, batch, is_visual, sample
+from transformers import PreTrainedModel, StaticCache
+
+from multimodal import FlowpruneError, prune
+
+
+def stock(model: PreTrainedModel, inputs: dict) -> torch.Tensor:
+    return model(**inputs, output_hidden_states=True).logits
+
+
+# refusals
+
+
+def test_nested_blocks_are_refused() -> None:
+    model = tiny("llava_clip")
+    inputs = sample(model)
+    logits = stock(model, inputs)
+    before = snapshot(model)
+    with prune(model, config()):
+        inside = snapshot(model)
+        with pytest.raises(FlowpruneError, match="leave the outer prune"), prune(model, config()):
+            pass
+        assert snapshot(model) == inside
+    assert_restored(model, inputs, before, logits)
+    with prune(model, config()):  # and again, one after the other
+        pass
+
+
+def static_cache(model: PreTrainedModel, inputs: dict) -> None:
+    model(**inputs, **{CACHE: StaticCache(config=model.config.get_text_config(), max_cache_len=400)})
+
+
+def static_generate(model: PreTrainedModel, inputs: dict) -> None:
+    try:
+        model.generate(**inputs, cache_implementation="static", max_new_tokens=2)
+    finally:
+        vars(model).pop("_cache", None)  # older versions leave it to the next call, which trips over an empty one
+
+
+def ready_mask(model: PreTrainedModel, inputs: dict) -> None:
+    length = inputs["input_ids"].shape[1]
+    model(**inputs | {"attention_mask": torch.ones(1, 1, length, length).tril().bool()})
+
+
+def chunks(model: PreTrainedModel, inputs: dict) -> None:
+    model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=40)
+
+
+def embeddings_only(model: PreTrainedModel, inputs: dict) -> None:
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    model(**{key: value for key, value in inputs.items() if key != "input_ids"}, inputs_embeds=embeds)
+
+
+def unseen_encoding(model: PreTrainedModel, inputs: dict) -> None:
+    """Features that were encoded outside of the block: their maps were never seen."""
+    vision = {key: inputs[key] for key in ("pixel_values", "image_sizes") if key in inputs}
+    features = type(model.model).get_image_features(model.model, **vision)
+    model(input_ids=inputs["input_ids"], mm_encoder_outputs={"image": features})
+
+
+needs_encoding_first = pytest.mark.skipif(
+    not ENCODES_FIRST, reason="this transformers takes no encoded images, and reads none in chunks"
+)
+
+
+@pytest.mark.parametrize("name", ["llava_siglip", "llava_onevision"])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (static_cache, "StaticCache .* leave cache_implementation unset"),
+        (static_generate, "cache_implementation|attention mask"),
+        (ready_mask, "pass the 2-D padding mask"),
+        pytest.param(chunks, "placeholders", marks=needs_encoding_first),
+        (embeddings_only, "pass input_ids"),
+        pytest.param(unseen_encoding, "placeholders", marks=needs_encoding_first),
+    ],
+)
+def test_refused_calls(name: str, call: Any, message: str) -> None:
+    model = tiny(name)
+    inputs = sample(model, images=2)
+    logits = stock(model, inputs)
+    before = snapshot(model)
+    chosen = config(recycling_cell=3.0)
+    expected = run_pruned(model, inputs, chosen)[1]
+    with prune(model, chosen):
+        with pytest.raises(FlowpruneError, match=message) as error:
+            call(model, inputs)
+        assert str(error.value).endswith(".") and "\n" not in str(error.value)
+        assert torch.equal(model(**inputs).logits, expected)  # the block goes on
+    assert_restored(model, inputs, before, logits)
+    with pytest.raises(FlowpruneError), prune(model, chosen):
+        call(model, inputs)
+    assert_restored(model, inputs, before, logits)
+
+
+@families
+def test_placeholders_that_mismatch_are_refused(name: str) -> None:
+    model = tiny(name)
+    inputs = sample(model, images=2)
+    logits = stock(model, inputs)
+    before = snapshot(model)
+    fewer = {key: value.clone() for key, value in inputs.items()}
+    fewer["input_ids"][0, is_visual(inputs)[0].nonzero()[0]] = 11
+    with pytest.raises(ValueError), prune(model, config()):
+        model(**fewer)
+    assert_restored(model, inputs, before, logits)
+
+
+def test_images_that_lie_in_two_prompts_are_refused() -> None:
+    """As where generate() copies the images of a prompt one by one: transformers 5.0 and 5.5."""
+    model = tiny("llava_onevision")
+    one, two = (sample(model, images=1, seed=1, size=size) for size in (0, 1))
+    inputs = batch([one, two])
+    for key in ("pixel_values", "image_sizes"):
+        inputs[key] = inputs[key].flip(0)
+    with prune(model, config()) as pruner:
+        with pytest.raises(FlowpruneError, match="lie in two prompts"):
+            model(**inputs)
+        model(**one)
+        if not ENCODES_FIRST:
+            with pytest.raises(FlowpruneError, match=r"lie in two prompts.* copy \(num_beams"):
+                generated(model, sample(model, images=2), num_beams=2)
+        assert len(pruner.report) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"schedule": [(0, 0.5), (LAYERS, 0.5)]}, rf"schedule\.1\.layer is {LAYERS}.* 0 to {LAYERS - 1}"),
+        ({"vision_layer": -4}, "vision_layer -4"),
+        ({"image_mean": None}, "image_mean and image_std are missing"),
+        (
+            {"model": {"id": "x", "architecture": "Other", "layers": 5}},
+            "architecture is Other, .* LlavaForConditionalGeneration",
+        ),
+    ],
+    ids=["layer", "vision layer", "image mean", "architecture"],
+)
+def test_configs_that_do_not_fit_are_refused(fields: dict, message: str) -> None:
+    model = tiny("llava_clip")
+    before = snapshot(model)
+    with pytest.raises(FlowpruneError, match=message) as error, prune(model, config(**fields)):
+        pass
+    assert "\n" not in str(error.value)
+    assert snapshot(model) == before
+
+
+def test_cells_that_do_not_fit_are_refused() -> None:
+    model = tiny("llava_clip")
+    inputs = sample(model)
+    logits = stock(model, inputs)
+    before = snapshot(model)
+    too_small = config([(0, 0.5)], recycling_cell=1.0)
+    with pytest.raises(FlowpruneError, match="recycling_cell 1 makes 64 cells"), prune(model, too_small):
+        model(**inputs)
+    assert_restored(model, inputs, before, logits)
+
+
+def test_the_report_is_empty_before_a_prompt() -> None:
+    with prune(tiny("llava_clip"), config()) as pruner:
+        assert pruner.report == []

@@ -1,0 +1,69 @@
+"""LLaVA-1.5 with several towers."""
+
+from functools import partial
+
+import torch
+from torch import Generator, Tensor, nn
+from transformers import (
+    CLIPVisionConfig,
+    Dinov2Config,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+
+from tiny_models.family import IMAGE_TOKEN, TEXT, VISION, Media, TinyFamily, Token, square
+
+SIDE = 8
+
+
+def build(tower: type, text: type, strategy: str) -> PreTrainedModel:
+    return LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=tower(**VISION),
+            text_config=text(**TEXT),
+            image_token_id=IMAGE_TOKEN,
+            vision_feature_layer=-2,
+            vision_feature_select_strategy=strategy,
+        )
+    )
+
+
+def own_tokens(model: PreTrainedModel) -> list[Token]:
+    vision = model.config.vision_config
+    has_class = vision.model_type != "siglip_vision_model" and model.config.vision_feature_select_strategy == "full"
+    return [None] * has_class + square(0, SIDE, SIDE)
+
+
+def image(model: PreTrainedModel, number: int, generator: Generator) -> Media:
+    pixels = torch.randn(1, 3, VISION["image_size"], VISION["image_size"], generator=generator)
+    return Media({"pixel_values": pixels}, [IMAGE_TOKEN] * len(own_tokens(model)))
+
+
+def tokens(model: PreTrainedModel, inputs: dict) -> list[list[Token]]:
+    return [own_tokens(model) for _ in inputs["pixel_values"]]
+
+
+def pictures(model: PreTrainedModel, inputs: dict) -> list[list[Tensor]]:
+    return [[picture] for picture in inputs["pixel_values"]]
+
+
+def vision_attention(model: PreTrainedModel) -> nn.Module:
+    """State −2 of the tower is what its last layer but one puts out."""
+    stack = next(m for m in model.model.vision_tower.modules() if isinstance(m, nn.ModuleList) and len(m) == 4)
+    return next(m for m in stack[2].modules() if hasattr(m, "q_proj") or hasattr(m, "query"))
+
+
+def family(tower: type, text: type, strategy: str) -> TinyFamily:
+    return TinyFamily(partial(build, tower, text, strategy), image, tokens, pictures, vision_attention)
+
+
+FAMILIES = {
+    "llava_clip": family(CLIPVisionConfig, Qwen2Config, "default"),
+    "llava_clip_full": family(CLIPVisionConfig, Qwen2Config, "full"),
+    "llava_siglip": family(SiglipVisionConfig, LlamaConfig, "full"),
+    "llava_dinov2": family(Dinov2Config, Qwen2Config, "default"),
+}
