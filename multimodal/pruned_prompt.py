@@ -5,6 +5,7 @@ Knows tensors and methods; knows nothing of hooks. The pruner drives it from hoo
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,6 +77,13 @@ class PrunedPrompt:
         self._next_position = valid.sum(1)
         self._first_length = valid.shape[1]
         return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PrunedPrompt":
+        """For copies of a cache: nothing but the state; tensors are never changed in place."""
+        copied = copy(self)
+        copied.stages, copied._memo = dict(self.stages), {}
+        copied._past = deepcopy(self._past, memo)
+        return copied
 
     def begin(
         self, embeds: Tensor, valid: Tensor, position_ids: Tensor | None, deepstack: Sequence[Tensor] = ()

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from multimodal.prompt import Encoded, Prompt, importance_maps, locate
 from multimodal.pruned_prompt import PrunedPrompt
 from multimodal.vision import Modality, watch_vision
 
+PROMPT = "flowprune_prompt"  # attribute of a cache, so that copies of it and later blocks know what was pruned
 _in_use: WeakSet[nn.Module] = WeakSet()
 
 
@@ -85,14 +86,13 @@ class Pruner:
     """Drives a :class:`~multimodal.pruned_prompt.PrunedPrompt` from the model's own forward passes.
 
     Use :func:`prune`; this class is what it yields. Several threads may use the model at once: what a forward pass
-    shows is kept by thread, what follows a prompt by its cache.
+    shows is kept by thread, what was pruned by the cache it went to.
     """
 
     def __init__(self, model: PreTrainedModel, config: PruningConfig) -> None:
         self.config = config
         self.family = family_of(model)
         check_fits(self.family, config)
-        self._prompts: WeakKeyDictionary[Cache, PrunedPrompt] = WeakKeyDictionary()
         self._forward = _Forward()
 
     def attach(self, stack: ExitStack) -> None:
@@ -131,7 +131,7 @@ class Pruner:
         forward, cache = self._forward, kwargs.get(self.family.cache_name)
         if args:
             args, kwargs = args[1:], kwargs | {"input_ids": args[0]}
-        if cache is not None and (known := self._prompts.get(cache)) is not None:
+        if cache is not None and (known := _prompt_of(cache)) is not None:
             kwargs = kwargs | _following(known, cache, kwargs)
         # an earlier forward may have failed on its way to the text model
         forward.padding, forward.unlocated, forward.pending = kwargs.get("attention_mask"), None, None
@@ -154,7 +154,7 @@ class Pruner:
             forward.pending = locate(self.family, input_ids, encoded, blocks)
         if forward.pending is not None:
             return args, kwargs | self._begin(forward.pending, cache, kwargs)
-        if cache is None or (known := self._prompts.get(cache)) is None:
+        if cache is None or (known := _prompt_of(cache)) is None:
             if cache is None or cache.get_seq_length() == 0:
                 forward.last = None  # a prompt without images
             return None  # that, or a prompt that was read outside of this block
@@ -189,7 +189,7 @@ class Pruner:
         if cache is None and (self.family.text_model.config.use_cache if use_cache is None else use_cache):
             cache = DynamicCache(config=self.family.text_model.config)
         if cache is not None:
-            self._prompts[cache] = pruned
+            setattr(cache, PROMPT, pruned)
         self._forward.active = self._forward.last = pruned
         changed: dict[str, Any] = {
             "inputs_embeds": embeds,
@@ -205,7 +205,7 @@ class Pruner:
         """What a filled cache holds."""
         if cache is None or (cached := cache.get_seq_length()) == 0:
             return None
-        if (known := self._prompts.get(cache)) is not None:
+        if (known := _prompt_of(cache)) is not None:
             known.rewind(cached)
             return known
         told = valid.shape[1] == cached + new
@@ -226,25 +226,41 @@ class Pruner:
         return (hidden, *args[1:]), kwargs | changed
 
 
+def _prompt_of(cache: Cache) -> PrunedPrompt | None:
+    """What was pruned on the way into a cache, in this block or another one; None: nothing."""
+    return getattr(cache, PROMPT, None)
+
+
 def _following(known: PrunedPrompt, cache: Cache, kwargs: dict[str, Any]) -> dict[str, Any]:
     """What changes in the arguments of tokens that follow a pruned prompt: they are told their true positions."""
     by_token = ("input_ids", "inputs_embeds", "position_ids", "token_type_ids", "mm_token_type_ids")
     given = {name: kwargs[name] for name in by_token if kwargs.get(name) is not None}
     queries = (given["input_ids"] if "input_ids" in given else given["inputs_embeds"]).shape[1]
-    mask, cached = kwargs.get("attention_mask"), cache.get_seq_length()
-    changed = {}
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        new = mask.shape[1] - known.tokens
-        if mask.shape[1] - queries == cached and 0 < new < queries:
+    changed: dict[str, Any] = {}
+    if queries > 1 and (total := _told_length(kwargs)) is not None:
+        new = total - known.tokens
+        if total - queries == cache.get_seq_length() and 0 < new < queries:
             # generate() has cut a conversation by what the cache holds, which is less than was read
             changed = {name: t[:, -new:] if name == "inputs_embeds" else t[..., -new:] for name, t in given.items()}
             queries = new
-        else:
-            _drop_rejected(known, cache, mask, queries)
+    mask = kwargs.get("attention_mask")
+    if not changed and isinstance(mask, Tensor) and mask.ndim == 2:
+        _drop_rejected(known, cache, mask, queries)
     if "position_ids" not in given:
         known.rewind(cache.get_seq_length())
         changed["position_ids"] = known.next_positions(queries)
     return changed
+
+
+def _told_length(kwargs: dict[str, Any]) -> int | None:
+    """Tokens of the unpruned conversation, as a mask over it tells, or positions that count every token."""
+    mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+    if isinstance(mask, Tensor):
+        return mask.shape[1] if mask.ndim == 2 else None
+    if positions is None or (positions.ndim == 3 and len(positions) == 3):  # rotary axes alone
+        return None
+    counted = positions if positions.ndim == 2 else positions[0]
+    return int(counted[..., -1].max()) + 1
 
 
 def _drop_rejected(pruned: PrunedPrompt, cache: Cache, mask: Tensor, queries: int) -> None:

@@ -36,7 +36,7 @@ class Qwen2VL(Family):
         }
 
     def token_inputs(self, input_ids: Tensor) -> dict[str, Tensor]:
-        kinds = (input_ids == self.image_token_id).long() + 2 * (input_ids == self.video_token_id).long()
+        kinds = input_ids.eq(self.config.image_token_id).long() + 2 * input_ids.eq(self.config.video_token_id).long()
         return {"mm_token_type_ids": kinds}
 
     def patch_pixels(self, pixels: Tensor, layouts: Sequence[Layout]) -> Tensor:

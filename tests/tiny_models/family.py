@@ -69,6 +69,7 @@ class TinyFamily:
         touching_tiles: whether views whose tokens touch are tiles of one image.
         plain_decoder: whether the language model is a causal Llama-like one.
         rotary_axes: of the language model.
+        chats: whether later turns can bring images.
         flash: whether flash attention can be pruned.
     """
 
@@ -84,6 +85,7 @@ class TinyFamily:
     painted: Callable[[dict, list[Sequence[Tensor]]], dict] = lambda inputs, pictures: repainted(inputs, pictures)
     plain_decoder: bool = True
     rotary_axes: int = 1
+    chats: bool = True
     flash: bool = True
 
 
