@@ -101,13 +101,15 @@ class Pruner:
         watch = watch_vision(family, config.method.vision_layers, config.normalisation, self._see_encoded)
         stack.enter_context(watch)
         text = family.text_model
+        plainly = torch.compiler.disable  # a compiled model runs the hooks as they are
         handles = [
-            family.base.register_forward_pre_hook(self._enter_base, with_kwargs=True),
-            text.register_forward_pre_hook(self._enter_text_model, with_kwargs=True),
-            text.register_forward_hook(self._leave_text_model, always_call=True),
+            family.base.register_forward_pre_hook(plainly(self._enter_base), with_kwargs=True),
+            text.register_forward_pre_hook(plainly(self._enter_text_model), with_kwargs=True),
+            text.register_forward_hook(plainly(self._leave_text_model), always_call=True),
         ]
         for number, layer in enumerate(family.text_layers):
-            handles.append(layer.register_forward_pre_hook(partial(self._enter_layer, number), with_kwargs=True))
+            enter = plainly(partial(self._enter_layer, number))
+            handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
         for handle in handles:
             stack.callback(handle.remove)
 
@@ -126,8 +128,6 @@ class Pruner:
 
     def _enter_base(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note where placeholders are; what follows a known prompt is told its places in the unpruned sequence."""
-        if torch.compiler.is_compiling():
-            raise FlowpruneError("A compiled forward cannot be pruned: call the model as it was before torch.compile.")
         forward, cache = self._forward, kwargs.get(self.family.cache_name)
         if args:
             args, kwargs = args[1:], kwargs | {"input_ids": args[0]}

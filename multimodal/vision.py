@@ -59,6 +59,7 @@ def watch_vision(
     def watched(modality: Modality, encode: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(encode)
 
+        @torch.compiler.disable
         @functools.wraps(encode)
         def watching(*args: Any, **kwargs: Any) -> Any:
             if seen.under_way:  # some models encode videos as images
