@@ -176,13 +176,17 @@ def vision_attention(model: PreTrainedModel, inputs: dict) -> list[np.ndarray]:
 
 def encode(model: PreTrainedModel, inputs: dict) -> list[Tensor]:
     """The stock model's features of each image, then each video."""
-    features = []
-    for name in ("get_image_features", "get_video_features"):
-        function = getattr(model.model, name, None)
-        keys = [key for key in inspect.signature(function).parameters if key in inputs] if function else []
-        if any(key.startswith("pixel_values") for key in keys):
-            features += list(function(**{key: inputs[key] for key in keys}).pooler_output)
-    return [own.flatten(0, -2) for own in features]
+    features: list[Tensor] = []
+    for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        if pixels in inputs:
+            function = getattr(model.model, f"get_{kind}_features")
+            _, *others = inspect.signature(function).parameters
+            output = function(inputs[pixels], **{key: inputs[key] for key in others if key in inputs})
+            features += [own.flatten(0, -2) for own in output.pooler_output]
+    lengths = [len(tokens) for tokens in tokens_of(model, inputs)]
+    if len(features) != len(lengths):  # some give the features of all images of a row together
+        features = list(torch.cat(features).split(lengths))
+    return features
 
 
 def view_maps(model: PreTrainedModel, inputs: dict, threshold: float, weight: float) -> list[np.ndarray]:
