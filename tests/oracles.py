@@ -191,7 +191,7 @@ def encode(model: PreTrainedModel, inputs: dict) -> list[Tensor]:
 
 def view_maps(model: PreTrainedModel, inputs: dict, threshold: float, weight: float) -> list[np.ndarray]:
     """VFlowOpt's map over the patches of each view ``[rows, columns]``."""
-    own, patch = tiny_models.family(model), model.config.vision_config.patch_size
+    own, patch = tiny_models.family(model), int(np.ravel(model.config.vision_config.patch_size)[0])
     pictures = own.pictures(model, inputs)
     orders = own.tower_order(model, inputs) if own.tower_order else [None] * len(pictures)
     maps = []

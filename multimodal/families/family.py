@@ -95,7 +95,7 @@ class Family(ABC):
         """The vision tower's layers that attend to a whole view, up to the one whose output feeds the projector."""
         depth = self.config.vision_config.num_hidden_layers
         stack = next(m for m in self.vision_tower.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
-        feature = self.config.vision_feature_layer
+        feature = getattr(self.config, "vision_feature_layer", -1)
         return list(stack)[: max(state % (depth + 1) for state in ([feature] if isinstance(feature, int) else feature))]
 
     def vision_layer(self, layer: int) -> nn.Module:
