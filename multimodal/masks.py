@@ -56,7 +56,12 @@ class Keys:
 
 
 def attention_mask(
-    keys: Keys, queries: int, dtype: torch.dtype, window: int | None = None, blocks: Tensor | None = None
+    keys: Keys,
+    queries: int,
+    dtype: torch.dtype,
+    window: int | None = None,
+    blocks: Tensor | None = None,
+    window_cuts_blocks: bool = False,
 ) -> Tensor:
     """An additive mask ``[B, 1, queries, K]`` for the last ``queries`` of the keys.
 
@@ -65,15 +70,18 @@ def attention_mask(
         queries: tokens of the present forward.
         dtype: of the mask.
         window: a query sees keys less than this far back in the unpruned sequence; None: all before it.
-        blocks: of the queries ``[B, queries]``: those of one block see each other in any case; −1: no block.
+        blocks: of the queries ``[B, queries]``: those of one block see each other both ways; −1: no block.
+        window_cuts_blocks: whether not what is outside the window; else in any case.
     """
     key, query = keys.index[:, None, :], keys.index[:, -queries:, None]
     seen = key <= query
-    if window is not None:
+    if window is not None and not window_cuts_blocks:
         seen &= query - key < window
     if blocks is not None:
         together = (blocks[:, :, None] == blocks[:, None, :]) & (blocks[:, :, None] >= 0)
         seen[..., -queries:] |= together
+    if window is not None and window_cuts_blocks:
+        seen &= query - key < window
     seen &= keys.valid[:, None, :]
     mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
     if keys.bias is not None:

@@ -274,7 +274,9 @@ class PrunedPrompt:
             return None
         if window is not None:
             keys = keys.last(window - 1 + queries)
-        return attention_mask(keys, queries, hidden.dtype, window, blocks).to(hidden.device)
+        return attention_mask(keys, queries, hidden.dtype, window, blocks, self._family.window_cuts_blocks).to(
+            hidden.device
+        )
 
     def _blocks(self, layer: int) -> Tensor:
         assert self.prompt.blocks is not None

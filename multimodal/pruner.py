@@ -172,7 +172,7 @@ class Pruner:
                 f"{type(cache).__name__} cannot hold layers of different lengths: leave cache_implementation unset."
             )
         embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
-        if isinstance(mask, dict):  # made by the base model, one a type of layer
+        if self._forward.unlocated is not None:  # the base model may have made it one for attention, or several
             mask = self._forward.padding
         if mask is not None and getattr(mask, "ndim", 0) != 2:
             raise FlowpruneError("A ready-made attention mask cannot be pruned: pass the 2-D padding mask.")

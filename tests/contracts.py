@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import INNER_ONLY, config
+from oracles import INNER_ONLY, config, text_model
 from tiny_models import CACHE, ENCODES_FIRST, FAMILIES, batch, extended, family, sample
 from tiny_models.family import FIRST_WORD
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from multimodal import FlowpruneError, PruningConfig, prune
 
@@ -100,15 +100,39 @@ def best(logits: torch.Tensor) -> torch.Tensor:
 def refused(model: PreTrainedModel, attention: str, chosen: PruningConfig) -> bool:
     """Flash attention takes no additive mask: what needs one must be refused."""
     message = None
-    if attention == "fake_flash" and not family(model).flash:
-        message = "takes no mask"
-    elif attention == "fake_flash" and chosen.method.biases_attention:
+    if attention == "fake_flash" and chosen.method.biases_attention:
         message = "recycling_weight needs an additive mask"
+    elif attention == "fake_flash" and not family(model).flash:
+        message = "takes no mask"
     if message is None:
         return False
     with pytest.raises(FlowpruneError, match=message), prune(model, chosen):
         pass
     return True
+
+
+def rewinds(model: PreTrainedModel) -> bool:
+    """Whether the last tokens can be taken back: not from the sliding windows of older versions."""
+    windows = "sliding_attention" in (getattr(text_model(model).config, "layer_types", None) or ())
+    return not windows or hasattr(DynamicCache, "activate_past_recording")
+
+
+def assists(model: PreTrainedModel) -> bool:
+    """Whether guesses change nothing in the stock model: where the prompt attends both ways, it sees the first ones."""
+    return rewinds(model) and family(model).following_type == 0
+
+
+def recomputes(model: PreTrainedModel) -> bool:
+    """Whether the stock model needs no cache: older PaliGemmas read what they have written as prompt."""
+    return family(model).following_type == 0 or "_update_model_kwargs_for_generation" in vars(type(model))
+
+
+def recording_cache(model: PreTrainedModel) -> DynamicCache:
+    """A cache whose sliding windows can be taken back, where this version has any."""
+    cache = DynamicCache(config=text_model(model).config)
+    if hasattr(cache, "activate_past_recording"):
+        cache.activate_past_recording()
+    return cache
 
 
 def snapshot(model: PreTrainedModel) -> dict:

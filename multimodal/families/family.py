@@ -85,6 +85,8 @@ class Family(ABC):
     rotary_axes: ClassVar[int] = 1
     #: whether :meth:`bidirectional_blocks` has any
     bidirectional: ClassVar[bool] = False
+    #: whether a sliding window hides tokens of one's own block, too
+    window_cuts_blocks: ClassVar[bool] = False
     #: position id of a sequence's first token
     first_position: ClassVar[int] = 0
     #: whether views whose visual tokens touch are tiles of one image

@@ -41,7 +41,8 @@ def build(name: str, attention: str = "sdpa", seed: int = 0) -> PreTrainedModel:
             if isinstance(module, PreTrainedModel):
                 module.config._attn_implementation = attention
     else:
-        model.set_attn_implementation(attention)
+        eager_text = attention == "sdpa" and not FAMILIES[name].sdpa
+        model.set_attn_implementation({"": attention, "text_config": "eager"} if eager_text else attention)
     model.generation_config.eos_token_id = None
     model.generation_config.suppress_tokens = list(range(FIRST_WORD))  # no model writes placeholders
     return model

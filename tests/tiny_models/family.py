@@ -71,6 +71,7 @@ class TinyFamily:
         rotary_axes: of the language model.
         chats: whether later turns can bring images.
         flash: whether flash attention can be pruned.
+        sdpa: whether the language model has torch's scaled dot product attention; if not, it is eager throughout.
     """
 
     build: Callable[[], PreTrainedModel]
@@ -87,6 +88,7 @@ class TinyFamily:
     rotary_axes: int = 1
     chats: bool = True
     flash: bool = True
+    sdpa: bool = True
 
 
 def repainted(inputs: dict, pictures: list[Sequence[Tensor]]) -> dict:
