@@ -14,6 +14,17 @@ settings.register_profile("flowprune", deadline=None, max_examples=60, derandomi
 settings.load_profile("flowprune")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--support", type=Path, metavar="FILE", help="write the table of what the suites ran into FILE")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (path := config.getoption("--support")) is not None:
+        from support import Table
+
+        config.pluginmanager.register(Table(path))
+
+
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory) -> Path:
     """An MLflow database, made once: its migrations take seconds."""

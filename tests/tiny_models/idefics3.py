@@ -56,7 +56,14 @@ def vision_attention(model: PreTrainedModel) -> nn.Module:
 
 
 def family(config: type, model: type) -> TinyFamily:
-    return TinyFamily(partial(build, config, model), image, tokens, pictures, vision_attention)
+    return TinyFamily(
+        partial(build, config, model),
+        image,
+        tokens,
+        pictures,
+        vision_attention,
+        gaps={"video": "The frames of a video are read as images."},
+    )
 
 
 FAMILIES = {
