@@ -1,13 +1,10 @@
-"""The batch between two steps: gathering, left padding, masks."""
+"""The batch between two steps: gathering and left padding."""
 
-import pytest
 import torch
 
-from multimodal import FlowpruneError
-from multimodal.sequence import Stage, causal_mask, gather_positions, stage_mask
+from multimodal.sequence import Stage, gather_positions, gather_tokens
 
 F, T = False, True
-LOWEST = torch.finfo(torch.float32).min
 
 
 def first_stage() -> Stage:
@@ -72,53 +69,8 @@ def test_gather_positions_of_several_axes() -> None:
     assert gather_positions(axes, places).tolist() == [[[5, 7], [6, 7]], [[1, 2], [1, 2]]]
 
 
-def expected_seen(new: int, queries: int) -> torch.Tensor:
-    """What each query of the second stage sees, by hand: itself and what is before it, no padding."""
-    keys = 3 + new
-    seen = torch.zeros(2, queries, keys, dtype=torch.bool)
-    for row in range(2):
-        for query in range(queries):
-            for key in range(keys):
-                seen[row, query, key] = key <= keys - queries + query and not (row == 1 and key == 0)
-    return seen
-
-
-@pytest.mark.parametrize(("new", "queries"), [(0, 3), (1, 1), (4, 2)])
-@pytest.mark.parametrize("form", ["additive", "boolean", "none"])
-def test_stage_mask_equals_a_mask_made_for_the_stage(new: int, queries: int, form: str) -> None:
-    stage, first = second_stage(), first_stage()
-    valid = torch.cat([first.valid, torch.ones(2, new, dtype=torch.bool)], 1)
-    mask = causal_mask(valid, 6 if new == 0 else queries, torch.float32)
-    given = {"additive": mask, "boolean": mask == 0, "none": None}[form]
-    result = stage_mask(given, stage, 6, new, torch.zeros(2, queries, 1))
-    assert result is not None
-    seen = (result if result.dtype == torch.bool else result == 0)[:, 0]
-    real = torch.ones(2, queries, dtype=torch.bool) if new else stage.valid  # padded queries may see anything
-    assert torch.equal(seen[real], expected_seen(new, queries)[real])
-    assert form != "boolean" or seen.any(-1).all()  # or some kernels give NaN
-
-
-def test_stage_mask_of_two_dimensions() -> None:
-    valid = torch.cat([first_stage().valid, torch.ones(2, 2, dtype=torch.bool)], 1)
-    result = stage_mask(valid.long(), second_stage(), 6, 2, torch.zeros(2, 1, 1))
-    assert result.tolist() == [[1, 1, 1, 1, 1], [0, 1, 1, 1, 1]]
-
-
-def test_stage_mask_carries_the_bias() -> None:
-    bias = torch.tensor([[0.0, 0, 1, 2, 3, 4], [5, 6, 7, 8, 9, 10]])
-    mask = causal_mask(first_stage().valid, 6, torch.float32, bias)
-    result = stage_mask(mask, second_stage(), 6, 0, torch.zeros(2, 3, 1))
-    assert result[0, 0].tolist() == [[1, LOWEST, LOWEST], [1, 3, LOWEST], [1, 3, 4]]
-    assert result[1, 0, 1:].tolist() == [[LOWEST, 6, LOWEST], [LOWEST, 6, 10]]
-
-
-def test_stage_mask_without_padding_needs_none() -> None:
-    stage = Stage.unpruned(torch.ones(2, 3).bool(), (3, 3))
-    keep = torch.tensor([[T, F, T], [F, T, T]])
-    assert stage_mask(None, stage.keep(keep, (2, 2), None, first=False), 3, 0, torch.zeros(2, 2, 1)) is None
-
-
-@pytest.mark.parametrize("mask", [object(), torch.ones(2, 3, 3)])
-def test_other_masks_are_refused(mask: object) -> None:
-    with pytest.raises(FlowpruneError, match="attn_implementation='sdpa'"):
-        stage_mask(mask, second_stage(), 6, 0, torch.zeros(2, 3, 1))
+def test_gather_tokens() -> None:
+    values, places = torch.randn(1, 4, 3), torch.tensor([[3, 0], [1, 1]])
+    gathered = gather_tokens(values, places)
+    for row, place in ((row, place) for row in range(2) for place in range(2)):
+        assert torch.equal(gathered[row, place], values[0, places[row, place]])
