@@ -72,6 +72,7 @@ class TinyFamily:
         gaps: kinds of prompts it does not read, and why.
         flash: whether flash attention can be pruned.
         sdpa: whether the language model has torch's scaled dot product attention; if not, it is eager throughout.
+        sees_uncached: whether the stock model still sees its images in later steps of generate() without a cache.
     """
 
     build: Callable[[], PreTrainedModel]
@@ -89,6 +90,7 @@ class TinyFamily:
     gaps: Mapping[str, str] = field(default_factory=dict)
     flash: bool = True
     sdpa: bool = True
+    sees_uncached: bool = True
 
 
 def repainted(inputs: dict, pictures: list[Sequence[Tensor]]) -> dict:

@@ -1,5 +1,6 @@
 """Idefics3 and SmolVLM: an image is several tiles with separators between them, the whole image last."""
 
+import inspect
 from functools import partial
 
 import torch
@@ -56,12 +57,14 @@ def vision_attention(model: PreTrainedModel) -> nn.Module:
 
 
 def family(config: type, model: type) -> TinyFamily:
+    encodes_first = "mm_encoder_outputs" in inspect.signature(model.forward).parameters  # not in transformers 5.0
     return TinyFamily(
         partial(build, config, model),
         image,
         tokens,
         pictures,
         vision_attention,
+        sees_uncached=encodes_first,
         gaps={"video": "The frames of a video are read as images."},
     )
 
