@@ -97,8 +97,13 @@ class Family(ABC):
         """The vision tower's layers that attend to a whole view, up to the one whose output feeds the projector."""
         depth = self.config.vision_config.num_hidden_layers
         stack = next(m for m in self.vision_tower.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
-        feature = getattr(self.config, "vision_feature_layer", -1)
-        return list(stack)[: max(state % (depth + 1) for state in ([feature] if isinstance(feature, int) else feature))]
+        return list(stack)[: max(state % (depth + 1) for state in self.feature_states)]
+
+    @property
+    def feature_states(self) -> Sequence[int]:
+        """Which of the vision tower's hidden states the projector is given: 0 before its first layer, −1 the last."""
+        states = getattr(self.config, "vision_feature_layer", -1)
+        return [states] if isinstance(states, int) else states
 
     def vision_layer(self, layer: int) -> nn.Module:
         """One of :attr:`vision_layers`, counted back from the last (−1).

@@ -18,7 +18,8 @@ class Llava(Family):
     def layouts(self, inputs: Mapping[str, Any]) -> list[Layout]:
         images, _, height, width = inputs["pixel_values"].shape
         grid = (height // self.patch_size, width // self.patch_size)
-        has_class_token = self.config.vision_feature_select_strategy == "full" and _has_class_token(self.vision_tower)
+        strategy = getattr(self.config, "vision_feature_select_strategy", "default")
+        has_class_token = strategy == "full" and _has_class_token(self.vision_tower)
         layout = Layout(grids=(grid,), newlines=(0,) if has_class_token else (), views=(grid[0] * grid[1],))
         return [layout] * images
 

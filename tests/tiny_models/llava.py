@@ -1,4 +1,4 @@
-"""LLaVA-1.5 with several towers."""
+"""LLaVA-1.5 with several towers, and ViP-LLaVA."""
 
 from functools import partial
 
@@ -13,6 +13,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     SiglipVisionConfig,
+    VipLlavaConfig,
+    VipLlavaForConditionalGeneration,
 )
 
 from tiny_models.family import IMAGE_TOKEN, TEXT, VISION, Media, TinyFamily, Token, square
@@ -32,9 +34,21 @@ def build(tower: type, text: type, strategy: str) -> PreTrainedModel:
     )
 
 
+def build_vip() -> PreTrainedModel:
+    return VipLlavaForConditionalGeneration(
+        VipLlavaConfig(
+            vision_config=CLIPVisionConfig(**VISION),
+            text_config=LlamaConfig(**TEXT),
+            image_token_index=IMAGE_TOKEN,
+            vision_feature_layers=[-2, -3, 1],
+        )
+    )
+
+
 def own_tokens(model: PreTrainedModel) -> list[Token]:
     vision = model.config.vision_config
-    has_class = vision.model_type != "siglip_vision_model" and model.config.vision_feature_select_strategy == "full"
+    full = getattr(model.config, "vision_feature_select_strategy", None) == "full"
+    has_class = full and vision.model_type != "siglip_vision_model"
     return [None] * has_class + square(0, SIDE, SIDE)
 
 
@@ -66,4 +80,5 @@ FAMILIES = {
     "llava_clip_full": family(CLIPVisionConfig, Qwen2Config, "full"),
     "llava_siglip": family(SiglipVisionConfig, LlamaConfig, "full"),
     "llava_dinov2": family(Dinov2Config, Qwen2Config, "default"),
+    "vipllava": TinyFamily(build_vip, image, tokens, pictures, vision_attention),
 }
