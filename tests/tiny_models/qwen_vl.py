@@ -83,18 +83,18 @@ def qwen3() -> PreTrainedModel:
     )
 
 
-def flattened(frames: Tensor) -> Tensor:
+def flattened(frames: Tensor, together: int = FRAMES, merge: int = MERGE) -> Tensor:
     """Patches, merge unit by merge unit, as the processor flattens them: ``[T, 3, H, W]`` → ``[patches, values]``."""
     times, _, height, width = frames.shape
     rows, columns = height // PATCH, width // PATCH
     flat = []
-    for time in range(times // FRAMES):
-        for unit_row in range(rows // MERGE):
-            for unit_column in range(columns // MERGE):
-                for row in range(unit_row * MERGE, unit_row * MERGE + MERGE):
-                    for column in range(unit_column * MERGE, unit_column * MERGE + MERGE):
+    for time in range(times // together):
+        for unit_row in range(rows // merge):
+            for unit_column in range(columns // merge):
+                for row in range(unit_row * merge, unit_row * merge + merge):
+                    for column in range(unit_column * merge, unit_column * merge + merge):
                         part = frames[
-                            time * FRAMES : (time + 1) * FRAMES,
+                            time * together : (time + 1) * together,
                             :,
                             row * PATCH : (row + 1) * PATCH,
                             column * PATCH : (column + 1) * PATCH,
@@ -103,21 +103,21 @@ def flattened(frames: Tensor) -> Tensor:
     return torch.stack(flat)
 
 
-def raster_order(rows: int, columns: int, window: int | None) -> list[int]:
+def raster_order(rows: int, columns: int, window: int | None, merge: int = MERGE) -> list[int]:
     """Raster index of the patch at each place of the tower's sequence: by merge unit, or by window of merge units."""
-    units = [(row, column) for row in range(rows // MERGE) for column in range(columns // MERGE)]
+    units = [(row, column) for row in range(rows // merge) for column in range(columns // merge)]
     if window is not None:
         units.sort(key=lambda unit: (unit[0] // window, unit[1] // window, unit))
-    offsets = [(y, x) for y in range(MERGE) for x in range(MERGE)]
-    return [(row * MERGE + y) * columns + column * MERGE + x for row, column in units for y, x in offsets]
+    offsets = [(y, x) for y in range(merge) for x in range(merge)]
+    return [(row * merge + y) * columns + column * merge + x for row, column in units for y, x in offsets]
 
 
-def restored(patches: Tensor, rows: int, columns: int) -> list[Tensor]:
+def restored(patches: Tensor, rows: int, columns: int, together: int = FRAMES, merge: int = MERGE) -> list[Tensor]:
     """The frames ``[3, H, W]`` of one view from its flattened patches."""
-    frames = torch.zeros(FRAMES, 3, rows * PATCH, columns * PATCH)
-    for patch, place in zip(patches, raster_order(rows, columns, None), strict=True):
+    frames = torch.zeros(together, 3, rows * PATCH, columns * PATCH)
+    for patch, place in zip(patches, raster_order(rows, columns, None, merge), strict=True):
         y, x = place // columns * PATCH, place % columns * PATCH
-        frames[:, :, y : y + PATCH, x : x + PATCH] = patch.view(3, FRAMES, PATCH, PATCH).transpose(0, 1)
+        frames[:, :, y : y + PATCH, x : x + PATCH] = patch.view(3, together, PATCH, PATCH).transpose(0, 1)
     return list(frames)
 
 
