@@ -1,0 +1,381 @@
+"""Published checkpoints by shape: their configs on the meta device, visual tokens and costs against numbers by hand.
+
+Configs are typed from the checkpoints' ``config.json``; what is left out is transformers' default, which is theirs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from oracles import config
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from multimodal import costs
+from multimodal.costs import kept_counts
+from multimodal.families import family_of
+
+TEXT_TOKENS = 40
+PRUNED = config([(0, 0.3), (9, 0.5)])
+
+LLAMA_7B = {"model_type": "llama"}
+MISTRAL_7B = {"model_type": "mistral"}
+LLAMA_3_8B = {"model_type": "llama", "intermediate_size": 14336, "num_key_value_heads": 8, "vocab_size": 128259}
+QWEN_7B = {
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+}
+QWEN_7B_TEXT = QWEN_7B | {"model_type": "qwen2"}
+CLIP_L_336 = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+SIGLIP_SO400M = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+}
+SIGLIP_MODEL = {"model_type": "siglip_vision_model"}
+PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+MROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+
+
+@dataclass(frozen=True)
+class Published:
+    """One checkpoint and one prompt.
+
+    Args:
+        architecture: prefix of its transformers classes.
+        settings: of its config.
+        inputs: of the prompt: what ``get_image_features``, or if not that ``get_video_features``, is given.
+        tokens: visual tokens of each image or video.
+        kept: of one of each kind, after each step.
+        retention, kv_bytes, flops: of the pruned prompt, in bfloat16.
+        unpruned_kv_bytes: of the prompt as it is.
+    """
+
+    architecture: str
+    settings: dict[str, Any]
+    inputs: dict[str, Any]
+    tokens: Sequence[int]
+    kept: Sequence[tuple[int, int]]
+    retention: float
+    kv_bytes: int
+    flops: int
+    unpruned_kv_bytes: int
+
+
+def pixels(*shape: int) -> Tensor:
+    """One grey image of a shape, in no memory."""
+    return torch.ones(1).expand(shape)
+
+
+LLAVA = Published(
+    "Llava",
+    {"vision_config": CLIP_L_336, "text_config": LLAMA_7B},
+    {"pixel_values": pixels(1, 3, 336, 336)},
+    tokens=[24 * 24],
+    kept=[(173, 87)],
+    retention=0.193034,
+    kv_bytes=79_265_792,
+    flops=1_964_566_052_864,
+    unpruned_kv_bytes=322_961_408,
+)
+NEXT_VIDEO = Published(
+    "LlavaNextVideo",
+    {"vision_config": CLIP_L_336, "text_config": LLAMA_7B, "image_grid_pinpoints": PINPOINTS},
+    {"image_sizes": torch.tensor([[672, 672]])},
+    tokens=[24 * 24 + 48 * (48 + 1)],
+    kept=[(878, 439)],
+    retention=0.1921,
+    kv_bytes=315_867_136,
+    flops=7_908_544_438_272,
+    unpruned_kv_bytes=1_556_086_784,
+)
+ONEVISION = Published(
+    "LlavaOnevision",
+    {"vision_config": SIGLIP_SO400M | SIGLIP_MODEL | {"num_hidden_layers": 26}, "text_config": QWEN_7B_TEXT},
+    {"image_sizes": torch.tensor([[384, 384], [768, 768], [1536, 1536]])},
+    # the base view; a tile, 2 × 2 tiles, 4 × 4 tiles shrunk to 9 tiles' worth, each with a newline a row
+    tokens=[729 + 27 * 28, 729 + 54 * 55, 729 + 81 * 82],
+    kept=[(446, 223), (1110, 555), (2211, 1106)],
+    retention=0.198268,
+    kv_bytes=145_037_312,
+    flops=34_447_312_370_688,
+    unpruned_kv_bytes=722_247_680,
+)
+QWEN_2 = Published(
+    "Qwen2VL",
+    {"vision_config": {"hidden_size": 3584}, "text_config": QWEN_7B | {"rope_parameters": MROPE}},
+    {"image_grid_thw": torch.tensor([[1, 1008 // 14, 1008 // 14]])},
+    tokens=[36 * 36],
+    kept=[(389, 195)],
+    retention=0.198578,
+    kv_bytes=17_051_648,
+    flops=3_900_076_314_624,
+    unpruned_kv_bytes=76_611_584,
+)
+QWEN_2_5 = replace(
+    QWEN_2, architecture="Qwen2_5_VL", settings=QWEN_2.settings | {"vision_config": {"out_hidden_size": 3584}}
+)
+VIDEO_LLAMA = Published(
+    "VideoLlama3",
+    {
+        "vision_config": {k: v for k, v in SIGLIP_SO400M.items() if k != "image_size"},
+        "text_config": QWEN_7B_TEXT,
+    },
+    {"image_grid_thw": torch.tensor([[1, 32, 32]]), "image_merge_sizes": torch.tensor([1])},
+    tokens=[32 * 32],
+    kept=[(307, 154)],
+    retention=0.198417,
+    kv_bytes=13_944_832,
+    flops=3_186_514_193_408,
+    unpruned_kv_bytes=61_014_016,
+)
+SMOLVLM = Published(
+    "SmolVLM",
+    {
+        "vision_config": SIGLIP_SO400M,
+        "text_config": {
+            "model_type": "llama",
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 24,
+            "head_dim": 64,
+        },
+        "scale_factor": 3,
+    },
+    {"pixel_values": pixels(1, 17, 3, 384, 384)},  # 4 × 4 tiles and the whole image
+    tokens=[9 * 9] * 17,
+    kept=[(24, 12)] * 17,
+    retention=0.203704,
+    kv_bytes=63_012_864,
+    flops=1_043_459_407_872,
+    unpruned_kv_bytes=278_593_536,
+)
+
+CHECKPOINTS = {
+    "llava-hf/llava-1.5-7b-hf": LLAVA,
+    "llava-hf/vip-llava-7b-hf": replace(LLAVA, architecture="VipLlava"),
+    "llava-hf/llava-v1.6-mistral-7b-hf": Published(
+        "LlavaNext",
+        {"vision_config": CLIP_L_336, "text_config": MISTRAL_7B, "image_grid_pinpoints": PINPOINTS},
+        {"image_sizes": torch.tensor([[672, 672], [480, 640], [300, 1000]])},
+        # 2 × 2 tiles with nothing, then with 12 rows unpadded; 1 × 3 tiles with 2 rows unpadded; a newline a row
+        tokens=[576 + 48 * 49, 576 + 36 * 49, 576 + 22 * 73],
+        kept=[(878, 439), (702, 351), (655, 328)],
+        retention=0.192236,
+        kv_bytes=192_958_464,
+        flops=21_183_552_135_168,
+        unpruned_kv_bytes=981_729_280,
+    ),
+    "llava-hf/LLaVA-NeXT-Video-7B-hf": NEXT_VIDEO,
+    "llava-hf/LLaVA-NeXT-Video-7B-hf, 8 frames": replace(
+        NEXT_VIDEO,
+        inputs={"pixel_values_videos": pixels(1, 8, 3, 336, 336)},
+        tokens=[8 * 12 * 12],
+        kept=[(346, 173)],
+        retention=0.19241,
+        kv_bytes=137_183_232,
+        flops=3_408_507_985_920,
+        unpruned_kv_bytes=624_951_296,
+    ),
+    "llava-hf/llava-onevision-qwen2-7b-ov-hf": ONEVISION,
+    "llava-hf/llava-onevision-qwen2-7b-ov-hf, 32 frames": replace(
+        ONEVISION,
+        inputs={"pixel_values_videos": pixels(1, 32, 3, 384, 384)},
+        tokens=[32 * 14 * 14 + 1],
+        kept=[(1882, 941)],
+        retention=0.198225,
+        kv_bytes=73_598_976,
+        flops=17_119_327_970_304,
+        unpruned_kv_bytes=362_012_672,
+    ),
+    "Qwen/Qwen2-VL-7B-Instruct": QWEN_2,
+    "Qwen/Qwen2.5-VL-7B-Instruct": QWEN_2_5,
+    "Qwen/Qwen2.5-VL-7B-Instruct, 4 frames": replace(
+        QWEN_2_5,
+        inputs={"video_grid_thw": torch.tensor([[2, 36, 36]])},
+        tokens=[2 * 18 * 18],
+        kept=[(194, 97)],
+        retention=0.197806,
+        kv_bytes=9_644_032,
+        flops=2_200_915_985_408,
+        unpruned_kv_bytes=39_452_672,
+    ),
+    "Qwen/Qwen3-VL-8B-Instruct": Published(
+        "Qwen3VL",
+        {
+            "vision_config": {"out_hidden_size": 4096},
+            "text_config": {
+                "hidden_size": 4096,
+                "intermediate_size": 12288,
+                "num_hidden_layers": 36,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "head_dim": 128,
+            },
+        },
+        {"image_grid_thw": torch.tensor([[1, 1024 // 16, 1024 // 16]])},
+        tokens=[32 * 32],
+        kept=[(307, 154)],
+        retention=0.187744,
+        kv_bytes=34_246_656,
+        flops=3_243_510_964_224,
+        unpruned_kv_bytes=156_893_184,
+    ),
+    "OpenGVLab/InternVL3-8B-hf": Published(
+        "InternVL",
+        {"text_config": QWEN_7B_TEXT},
+        {"pixel_values": pixels(1, 3, 448, 448)},
+        tokens=[16 * 16],
+        kept=[(77, 39)],
+        retention=0.200056,
+        kv_bytes=5_230_592,
+        flops=1_192_132_128_768,
+        unpruned_kv_bytes=16_973_824,
+    ),
+    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": SMOLVLM,
+    "HuggingFaceTB/SmolVLM2-256M-Video-Instruct": replace(
+        SMOLVLM,
+        settings={
+            "vision_config": {"hidden_size": 768, "image_size": 512, "patch_size": 16, "num_attention_heads": 12},
+            "text_config": {
+                "model_type": "llama",
+                "hidden_size": 576,
+                "intermediate_size": 1536,
+                "num_hidden_layers": 30,
+                "num_attention_heads": 9,
+                "num_key_value_heads": 3,
+                "head_dim": 64,
+            },
+            "scale_factor": 4,
+        },
+        inputs={"pixel_values": pixels(1, 17, 3, 512, 512)},
+        tokens=[8 * 8] * 17,
+        kept=[(19, 10)] * 17,
+        retention=0.198438,
+        kv_bytes=5_895_936,
+        flops=56_769_994_368,
+        unpruned_kv_bytes=25_989_120,
+    ),
+    "HuggingFaceM4/Idefics3-8B-Llama3": Published(
+        "Idefics3",
+        {"vision_config": SIGLIP_SO400M | {"image_size": 364}, "text_config": LLAMA_3_8B},
+        {"pixel_values": pixels(1, 13, 3, 364, 364)},  # 3 × 4 tiles and the whole image
+        tokens=[13 * 13] * 13,
+        kept=[(51, 26)] * 13,
+        retention=0.195451,
+        kv_bytes=61_526_016,
+        flops=6_615_633_272_832,
+        unpruned_kv_bytes=293_208_064,
+    ),
+    "thisisiron/Ovis2-8B-hf": Published(
+        "Ovis2",
+        {
+            "vision_config": {"image_size": 448, "hidden_stride": 2, "vocab_size": 65536},
+            "text_config": QWEN_7B_TEXT,
+            "hidden_size": 3584,
+        },
+        {"pixel_values": pixels(5, 3, 448, 448)},  # 2 × 2 tiles and the whole image
+        tokens=[16 * 16] * 5,
+        kept=[(77, 39)] * 5,
+        retention=0.200056,
+        kv_bytes=16_977_920,
+        flops=3_883_076_628_480,
+        unpruned_kv_bytes=75_694_080,
+    ),
+    "lkhl/VideoLLaMA3-7B-HF": VIDEO_LLAMA,
+    "lkhl/VideoLLaMA3-7B-HF, 2 frames": replace(
+        VIDEO_LLAMA,
+        inputs={"video_grid_thw": torch.tensor([[2, 32, 32]]), "video_merge_sizes": torch.tensor([2])},
+        tokens=[2 * 16 * 16],
+        kept=[(154, 77)],
+        retention=0.19873,
+        kv_bytes=8_128_512,
+        flops=1_854_211_580_928,
+        unpruned_kv_bytes=31_653_888,
+    ),
+    "google/gemma-3-12b-it": Published(
+        "Gemma3",
+        {
+            "vision_config": SIGLIP_SO400M | SIGLIP_MODEL | {"image_size": 896},
+            "text_config": {
+                "hidden_size": 3840,
+                "intermediate_size": 15360,
+                "num_hidden_layers": 48,
+                "num_attention_heads": 16,
+                "num_key_value_heads": 8,
+                "head_dim": 256,
+            },
+        },
+        {"pixel_values": pixels(1, 3, 896, 896)},
+        tokens=[16 * 16],
+        kept=[(77, 39)],
+        retention=0.180176,
+        kv_bytes=33_865_728,
+        flops=1_856_135_823_360,
+        unpruned_kv_bytes=116_391_936,
+    ),
+    "google/paligemma2-10b-pt-224": Published(
+        "PaliGemma",
+        {
+            "vision_config": SIGLIP_SO400M | SIGLIP_MODEL | {"image_size": 224},
+            "text_config": {
+                "model_type": "gemma2",
+                "hidden_size": 3584,
+                "intermediate_size": 14336,
+                "num_hidden_layers": 42,
+                "num_attention_heads": 16,
+                "num_key_value_heads": 8,
+                "head_dim": 256,
+            },
+        },
+        {"pixel_values": pixels(1, 3, 224, 224)},
+        tokens=[16 * 16],
+        kept=[(77, 39)],
+        retention=0.184152,
+        kv_bytes=29_982_720,
+        flops=1_453_380_354_048,
+        unpruned_kv_bytes=101_842_944,
+    ),
+}
+
+
+def build(checkpoint: Published) -> PreTrainedModel:
+    name = checkpoint.architecture
+    settings: Callable[..., Any] = getattr(transformers, f"{name}Config")
+    with torch.device("meta"):
+        return getattr(transformers, f"{name}ForConditionalGeneration")(settings(**checkpoint.settings))
+
+
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS.values(), ids=CHECKPOINTS)
+def test_tokens_and_costs_are_those_by_hand(checkpoint: Published) -> None:
+    family = family_of(build(checkpoint))
+    is_video = any("video" in key for key in checkpoint.inputs)
+    layouts = (family.video_layouts if is_video else family.layouts)(checkpoint.inputs)
+    assert [layout.visual_tokens for layout in layouts] == list(checkpoint.tokens)
+    views = [torch.zeros(patches, 1) for layout in layouts for patches in layout.views]
+    assert [len(packed) for packed in family.pack(views, layouts)] == list(checkpoint.tokens)
+    assert [tuple(kept_counts(layout, PRUNED.schedule)) for layout in layouts] == list(checkpoint.kept)
+
+    text = family.text_model.config
+    pruned = costs.estimate(text, layouts, TEXT_TOKENS, PRUNED)
+    assert pruned.retention == pytest.approx(checkpoint.retention, abs=1e-6)
+    assert (pruned.kv_bytes, pruned.prefill_flops) == (checkpoint.kv_bytes, checkpoint.flops)
+    assert costs.estimate(text, layouts, TEXT_TOKENS).kv_bytes == checkpoint.unpruned_kv_bytes
