@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 
 from multimodal.config import PruningConfig, PruningStep
 from multimodal.layout import Layout
+from multimodal.masks import sliding_window
 
 Count = TypeVar("Count", int, NDArray[np.int64])  # of tokens: one prompt's, or those of many
 
@@ -58,23 +59,35 @@ def kv_bytes(text_config: PretrainedConfig, tokens_by_layer: Sequence[int], elem
         tokens_by_layer: prompt tokens that each layer sees.
         element_bytes: 2 for bfloat16 and float16, 4 for float32.
     """
-    return sum(tokens_by_layer) * 2 * _key_heads(text_config) * _head_dim(text_config) * element_bytes
+    cached = 0
+    for layer, tokens in enumerate(tokens_by_layer):
+        window = sliding_window(text_config, layer)
+        cached += tokens if window is None else min(tokens, window - 1)  # the next token is in the window, too
+    return cached * 2 * _key_heads(text_config) * _head_dim(text_config) * element_bytes
 
 
 def prefill_flops(text_config: PretrainedConfig, tokens_by_layer: Iterable[Count]) -> Count:
     """Floating-point operations of a prefill's decoder layers (a multiply-add is two).
 
     Projections and gated MLP are 2 · tokens · weights; attention's two products are 2 · 2 · tokens² · width, of which
-    a causal mask needs half, and half is counted. Embedding, norms and head are left out.
+    a causal mask needs half, and half is counted; of a sliding window, what it needs if nothing in it is pruned.
+    Embedding, norms and head are left out.
     """
-    heads, dim, weights = text_config.num_attention_heads, _head_dim(text_config), _layer_weights(text_config)
-    return sum(2 * tokens * weights + 2 * tokens * tokens * heads * dim for tokens in tokens_by_layer)
+    width, weights = text_config.num_attention_heads * _head_dim(text_config), _layer_weights(text_config)
+    seen = _seen_by_layer(text_config, tokens_by_layer)
+    return sum(2 * n * weights + 2 * (2 * n - s) * s * width for n, s in zip(tokens_by_layer, seen, strict=True))
 
 
 def decoding_flops(text_config: PretrainedConfig, tokens_by_layer: Sequence[int]) -> int:
     """Floating-point operations of one decoding step's layers after such a prompt, counted as for a prefill."""
-    heads, dim = text_config.num_attention_heads, _head_dim(text_config)
-    return sum(2 * _layer_weights(text_config) + 4 * tokens * heads * dim for tokens in tokens_by_layer)
+    width, weights = text_config.num_attention_heads * _head_dim(text_config), _layer_weights(text_config)
+    return sum(2 * weights + 4 * seen * width for seen in _seen_by_layer(text_config, tokens_by_layer))
+
+
+def _seen_by_layer(text_config: PretrainedConfig, tokens_by_layer: Sequence[int]) -> list[int]:
+    """Tokens that a layer's last one sees at most."""
+    windows = [sliding_window(text_config, layer) for layer in range(len(tokens_by_layer))]
+    return [min(tokens, window or tokens) for tokens, window in zip(tokens_by_layer, windows, strict=True)]
 
 
 def _layer_weights(text_config: PretrainedConfig) -> int:

@@ -9,6 +9,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
+
+
+def sliding_window(text_config: PretrainedConfig, layer: int) -> int | None:
+    """Tokens that a language-model layer sees, the one that looks included; None: all."""
+    types = getattr(text_config, "layer_types", None)
+    slides = types is None or types[layer] == "sliding_attention"
+    return getattr(text_config, "sliding_window", None) if slides else None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from multimodal.costs import kept_count
 from multimodal.errors import FlowpruneError
 from multimodal.families import Family
 from multimodal.layout import Layout
-from multimodal.masks import Keys, attention_mask
+from multimodal.masks import Keys, attention_mask, sliding_window
 from multimodal.methods import VisualTokens
 from multimodal.prompt import Prompt
 from multimodal.sequence import Stage, gather_positions, gather_tokens
@@ -74,7 +74,7 @@ class PrunedPrompt:
         self = cls(family, config, Prompt([], [], [], None))
         self._valid = valid
         self.stages[0] = Stage.unpruned(valid, tuple(valid.sum(1).tolist()))
-        self._next_position = valid.sum(1)
+        self._next_position = valid.sum(1) + family.first_position
         self._first_length = valid.shape[1]
         return self
 
@@ -196,10 +196,12 @@ class PrunedPrompt:
             [hidden], self.stages[layer] = self._step(layer, self.stages[begun], [hidden])
             begun = layer
         changed: dict[str, Any] = {"position_ids": None}
-        window = self._window(layer)
+        window, cache = self._window(layer), inputs.get(self._family.cache_name)
+        holds_all = cache is None or layer >= len(cache.layers) or not cache.layers[layer].is_sliding
         if begun > 0 or window is not None or self.prompt.blocks is not None or self._keys_are_biased(begun):
             changed["attention_mask"] = self._memoised(
-                ("mask", begun, window, hidden.device), lambda: self._mask(begun, window, hidden)
+                ("mask", begun, window, holds_all, hidden.device),
+                lambda: self._mask(begun, window, holds_all, hidden),
             )
         if begun > 0 and not self._new and (rotary := inputs.get("position_embeddings")) is not None:
             from_first = self.stages[begun].from_first
@@ -243,9 +245,9 @@ class PrunedPrompt:
         return own if self._past is None else [a + b for a, b in zip(own, self._past.row_tokens(), strict=True)]
 
     def _window(self, layer: int) -> int | None:
-        """The sliding window of a layer, in tokens."""
-        types = getattr(self._text, "layer_types", None)
-        return self._text.sliding_window if types is not None and types[layer] == "sliding_attention" else None
+        """The sliding window of a layer, in tokens, if it hides anything yet."""
+        window = sliding_window(self._text, layer)
+        return None if window is None or self.tokens <= window else window
 
     def _keys_are_biased(self, begun: int) -> bool:
         return self.stages[begun].bias is not None or (self._past is not None and self._past._keys_are_biased(begun))
@@ -261,7 +263,7 @@ class PrunedPrompt:
             parts.append(Keys.contiguous(before + length, self._new, stage.index))
         return Keys.following(parts)
 
-    def _mask(self, layer: int, window: int | None, hidden: Tensor) -> Tensor | None:
+    def _mask(self, layer: int, window: int | None, holds_all: bool, hidden: Tensor) -> Tensor | None:
         """The attention mask of a stage's layers, as the attention backend takes it."""
         queries, keys = hidden.shape[1], self._memoised(("keys", layer), lambda: self._keys(layer))
         backend = self._text._attn_implementation
@@ -272,7 +274,7 @@ class PrunedPrompt:
         whole = queries == keys.index.shape[1] and backend == "sdpa"  # which is causal by itself
         if plain and (queries == 1 or whole):
             return None
-        if window is not None:
+        if window is not None and not holds_all:  # sliding layers of a cache hold no more than that
             keys = keys.last(window - 1 + queries)
         return attention_mask(keys, queries, hidden.dtype, window, blocks, self._family.window_cuts_blocks).to(
             hidden.device
@@ -365,7 +367,7 @@ class PrunedPrompt:
     def _following_positions(self, length: int, device: torch.device) -> Tensor:
         if self._past is not None:
             return self._past.next_positions(length)
-        return torch.arange(length, device=device).unsqueeze(0)
+        return self._family.first_position + torch.arange(length, device=device).unsqueeze(0)
 
     def _positions(self, position_ids: Tensor, stage: Stage) -> Tensor:
         """Position ids of the first stage, and the shift that decoding must follow."""

@@ -17,6 +17,7 @@ from multimodal.costs import kv_bytes
 from multimodal.errors import FlowpruneError
 from multimodal.families import Family, family_of
 from multimodal.layout import Layout
+from multimodal.masks import sliding_window
 from multimodal.observation import VisionObservation
 from multimodal.prompt import Encoded, Prompt, importance_maps, locate
 from multimodal.pruned_prompt import PrunedPrompt
@@ -132,7 +133,7 @@ class Pruner:
         if args:
             args, kwargs = args[1:], kwargs | {"input_ids": args[0]}
         if cache is not None and (known := _prompt_of(cache)) is not None:
-            kwargs = kwargs | _following(known, cache, kwargs)
+            kwargs = kwargs | _following(known, cache, kwargs, self.family.first_position)
         # an earlier forward may have failed on its way to the text model
         forward.padding, forward.unlocated, forward.pending = kwargs.get("attention_mask"), None, None
         outputs = kwargs.get("mm_encoder_outputs") or {}
@@ -231,13 +232,13 @@ def _prompt_of(cache: Cache) -> PrunedPrompt | None:
     return getattr(cache, PROMPT, None)
 
 
-def _following(known: PrunedPrompt, cache: Cache, kwargs: dict[str, Any]) -> dict[str, Any]:
+def _following(known: PrunedPrompt, cache: Cache, kwargs: dict[str, Any], first_position: int) -> dict[str, Any]:
     """What changes in the arguments of tokens that follow a pruned prompt: they are told their true positions."""
     by_token = ("input_ids", "inputs_embeds", "position_ids", "token_type_ids", "mm_token_type_ids")
     given = {name: kwargs[name] for name in by_token if kwargs.get(name) is not None}
     queries = (given["input_ids"] if "input_ids" in given else given["inputs_embeds"]).shape[1]
     changed: dict[str, Any] = {}
-    if queries > 1 and (total := _told_length(kwargs)) is not None:
+    if queries > 1 and (total := _told_length(kwargs, first_position)) is not None:
         new = total - known.tokens
         if total - queries == cache.get_seq_length() and 0 < new < queries:
             # generate() has cut a conversation by what the cache holds, which is less than was read
@@ -252,7 +253,7 @@ def _following(known: PrunedPrompt, cache: Cache, kwargs: dict[str, Any]) -> dic
     return changed
 
 
-def _told_length(kwargs: dict[str, Any]) -> int | None:
+def _told_length(kwargs: dict[str, Any], first_position: int) -> int | None:
     """Tokens of the unpruned conversation, as a mask over it tells, or positions that count every token."""
     mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
     if isinstance(mask, Tensor):
@@ -260,7 +261,7 @@ def _told_length(kwargs: dict[str, Any]) -> int | None:
     if positions is None or (positions.ndim == 3 and len(positions) == 3):  # rotary axes alone
         return None
     counted = positions if positions.ndim == 2 else positions[0]
-    return int(counted[..., -1].max()) + 1
+    return int(counted[..., -1].max()) + 1 - first_position
 
 
 def _drop_rejected(pruned: PrunedPrompt, cache: Cache, mask: Tensor, queries: int) -> None:
@@ -316,8 +317,8 @@ def check_fits(family: Family, config: PruningConfig) -> None:
             f"recycling_weight needs an additive mask, which {backend} does not take: "
             "set it to 0 or load the model with attn_implementation='sdpa'."
         )
-    sliding = "sliding_attention" in (getattr(family.text_model.config, "layer_types", None) or ())
-    if "flash" in backend and (sliding or family.bidirectional):
+    slides = any(sliding_window(family.text_model.config, layer) is not None for layer in range(layers))
+    if "flash" in backend and (slides or family.bidirectional):
         raise FlowpruneError(
             f"{backend} takes no mask for sliding windows of pruned tokens or for image tokens that attend both ways: "
             "load the model with attn_implementation='sdpa'."

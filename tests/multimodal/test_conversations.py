@@ -1,14 +1,12 @@
 """Conversations: images in later turns, text in between, caches that were filled before."""
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
 from contracts import BACKENDS, EXACT, forced_tokens, generated, refused
 from oracles import LAYER_0_AND_INNER, attention_masks, config, run_masked, stock_masks, text_model, tiny
-from support import claim
-from tiny_models import BY_TOKEN, CACHE, FAMILIES, batch, extended, is_visual, media_of, sample
+from tiny_models import BY_TOKEN, CACHE, FAMILIES, batch, extended, is_visual, media_of, sample, token_inputs
 from transformers import DynamicCache, PreTrainedModel
 
 from multimodal import prune
@@ -21,7 +19,7 @@ TURNS = {
 CASES = [
     pytest.param(name, attention, turns, id=f"{name}-{attention}-{turns_name}")
     for name, own in FAMILIES.items()
-    if "chat" not in own.gaps
+    if own.chats
     for attention in BACKENDS
     for turns_name, turns in TURNS.items()
     if attention == "sdpa" or turns_name == "image, then image"
@@ -46,15 +44,11 @@ def positions_of(model: PreTrainedModel, whole: dict) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("name", "attention", "turns"), CASES)
-def test_later_images_are_pruned_and_earlier_tokens_stay(
-    name: str, attention: str, turns: tuple[dict, ...], record_property: Callable
-) -> None:
+def test_later_images_are_pruned_and_earlier_tokens_stay(name: str, attention: str, turns: tuple[dict, ...]) -> None:
     """Each turn equals the whole conversation under a mask that hides what was pruned in it and before."""
     model = tiny(name, attention)
     chosen = config(LAYER_0_AND_INNER)
-    refusal = refused(model, attention, chosen)
-    record_property(*claim(model, "chat", attention, refusal))
-    if refusal:
+    if refused(model, attention, chosen):
         return
     parts = [sample(model, text=4, **turn) for turn in turns]
     forced = forced_tokens(1, steps=2)
@@ -83,11 +77,12 @@ def test_later_images_are_pruned_and_earlier_tokens_stay(
     assert all(len(steps) < is_visual(whole).sum() for steps in kept)
 
 
+@pytest.mark.parametrize("name", ["llava_siglip", "gemma3"])
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("fields", [{}, {"recycling_cell": 2.5, "recycling_weight": 0.6}], ids=str)
-def test_generate_goes_on_with_a_conversation(positions: str, fields: dict) -> None:
+def test_generate_goes_on_with_a_conversation(name: str, positions: str, fields: dict) -> None:
     """Handed the whole conversation again, or the new turn alone with a mask over all, generate() gives the same."""
-    model = tiny("llava_siglip")
+    model = tiny(name)
     chosen = config(positions=positions, **fields)
     first, second = sample(model, images=1, seed=1, text=4), sample(model, images=1, seed=2, text=4)
     with prune(model, chosen):
@@ -99,19 +94,21 @@ def test_generate_goes_on_with_a_conversation(positions: str, fields: dict) -> N
             said = answer.sequences[:, :-1]  # the last word has not been read
             whole = torch.cat([said, answer.sequences[:, -1:], second["input_ids"]], 1)
             ids = whole if resend else whole[:, said.shape[1] :]
-            inputs = second | {"input_ids": ids, "attention_mask": torch.ones_like(whole), CACHE: cache}
-            output = generated(model, inputs)
+            told = token_inputs(model, ids) | {"attention_mask": torch.ones_like(whole), CACHE: cache}
+            output = generated(model, second | told)
             steps = torch.stack(output.logits, 1)
             expected = steps if expected is None else expected
             torch.testing.assert_close(steps, expected, **EXACT)
         cache = copy.deepcopy(answer[CACHE])
         turn = torch.cat([answer.sequences[:, -1:], second["input_ids"]], 1)
-        manual = model(**second | {"input_ids": turn, "attention_mask": None, CACHE: cache}).logits[:, -1]
+        told = token_inputs(model, turn) | {"attention_mask": None, CACHE: cache}
+        manual = model(**second | told).logits[:, -1]
     torch.testing.assert_close(expected[:, 0], manual, **EXACT)
 
 
-def test_a_batch_of_conversations_equals_each_alone() -> None:
-    model = tiny("llava_onevision")
+@pytest.mark.parametrize("name", ["llava_onevision", "gemma3"])
+def test_a_batch_of_conversations_equals_each_alone(name: str) -> None:
+    model = tiny(name)
     chosen = config(recycling_cell=2.5, recycling_weight=0.6, positions="compact")
     firsts = [sample(model, images=1, seed=1, size=0), sample(model, images=2, seed=2, size=1)]
     seconds = [sample(model, images=2, seed=3, size=2, text=5), sample(model, images=1, seed=4, size=3, text=5)]

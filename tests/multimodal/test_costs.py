@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from oracles import config, tiny
 from tiny_models import CACHE, FAMILIES, LAYERS, batch, sample
 from torch import nn
-from transformers import Qwen2Config
+from transformers import Gemma3TextConfig, Qwen2Config
 from transformers.utils import ModelOutput
 
 from multimodal import PruningStep, costs, prune
@@ -164,3 +164,23 @@ def test_the_real_cache_is_as_large(name: str, fields: dict) -> None:
     assert entry.kv_bytes_unpruned == size(model(**inputs)) == unpruned.kv_bytes
     if fields.get("recycling_count") != "released":
         assert (pruned, entry.retention) == (estimated.kv_bytes, estimated.retention)
+
+
+@pytest.mark.parametrize(("tokens", "window"), [(5, 9), (9, 9), (30, 9), (30, 1)])
+def test_sliding_windows_cost_what_they_show(tokens: int, window: int) -> None:
+    text = Gemma3TextConfig(
+        hidden_size=8,
+        intermediate_size=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=3,
+        num_hidden_layers=1,
+        layer_types=["sliding_attention"],
+        sliding_window=window,
+    )
+    pairs = sum(query - key < window for query in range(tokens) for key in range(query + 1))
+    weights = 8 * 3 * (2 * 2 + 2 * 1) + 3 * 8 * 4
+    diagonal = 2 * 2 * 3 * min(tokens, window) // 2  # half of it, as of a causal mask's
+    assert costs.prefill_flops(text, [tokens]) == 2 * tokens * weights + 2 * 2 * 2 * 3 * pairs - 2 * diagonal
+    assert costs.decoding_flops(text, [tokens]) == 2 * weights + 2 * 2 * 2 * 3 * min(tokens, window)
+    assert costs.kv_bytes(text, [tokens], 2) == min(tokens, window - 1) * 2 * 1 * 3 * 2

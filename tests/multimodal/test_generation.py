@@ -22,8 +22,9 @@ from contracts import (
     run_pruned,
 )
 from oracles import config, tiny
-from tiny_models import CACHE, batch, extended, family, sample
+from tiny_models import CACHE, FAMILIES, batch, extended, family, sample
 from tiny_models.family import FIRST_WORD
+from transformers import DynamicCache
 
 from multimodal import PruningConfig, prune
 
@@ -159,6 +160,19 @@ def test_a_mask_over_what_is_cached_cuts_nothing() -> None:
             mask = torch.ones(1, output[CACHE].get_seq_length() + 1)
             output = model(input_ids=forced[:, step : step + 1], attention_mask=mask, **{CACHE: output[CACHE]})
             torch.testing.assert_close(output.logits, expected[:, step : step + 1], **EXACT)
+
+
+@pytest.mark.parametrize("name", [name for name, own in FAMILIES.items() if own.windows])
+def test_caches_may_hold_more_than_the_windows(name: str) -> None:
+    """A cache that was not told of windows holds everything."""
+    model = tiny(name)
+    inputs = batch(mixed_samples(model))
+    forced = forced_tokens(4)
+    expected = run_pruned(model, inputs, config(), forced)[2]
+    with prune(model, config()):
+        cache = model(**inputs, **{CACHE: DynamicCache()})[CACHE]
+        decoded = [model(input_ids=token[:, None], **{CACHE: cache}).logits for token in forced.T]
+    torch.testing.assert_close(torch.cat(decoded, 1), expected, **EXACT)
 
 
 @cases

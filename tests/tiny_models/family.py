@@ -1,7 +1,7 @@
 """What a tiny model of a family is: how it is built, inputs for it, and its visual tokens re-derived by hand."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -69,8 +69,9 @@ class TinyFamily:
         touching_tiles: whether views whose tokens touch are tiles of one image.
         plain_decoder: whether the language model is a causal Llama-like one.
         rotary_axes: of the language model.
-        gaps: kinds of prompts it does not read, and why.
+        chats: whether later turns can bring images.
         flash: whether flash attention can be pruned.
+        windows: whether some layers of the language model see a sliding window.
         sdpa: whether the language model has torch's scaled dot product attention; if not, it is eager throughout.
         sees_uncached: whether the stock model still sees its images in later steps of generate() without a cache.
     """
@@ -87,8 +88,9 @@ class TinyFamily:
     painted: Callable[[dict, list[Sequence[Tensor]]], dict] = lambda inputs, pictures: repainted(inputs, pictures)
     plain_decoder: bool = True
     rotary_axes: int = 1
-    gaps: Mapping[str, str] = field(default_factory=dict)
+    chats: bool = True
     flash: bool = True
+    windows: bool = False
     sdpa: bool = True
     sees_uncached: bool = True
 

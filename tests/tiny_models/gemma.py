@@ -79,16 +79,19 @@ def family(build: Any, **fields: Any) -> TinyFamily:
 
 
 FAMILIES = {
-    "gemma3": family(gemma3, token_inputs=lambda ids: {"token_type_ids": (ids == IMAGE_TOKEN).long()}),
+    "gemma3": family(gemma3, windows=True, token_inputs=lambda ids: {"token_type_ids": (ids == IMAGE_TOKEN).long()}),
     "paligemma": family(
         partial(paligemma, GemmaConfig, head_dim=8),
         token_inputs=lambda ids: {"token_type_ids": torch.zeros_like(ids)},
         following_type=1,
+        chats=False,
     ),
     "paligemma2": family(
         partial(paligemma, Gemma2Config, **SLIDING, **HEADS),
         token_inputs=lambda ids: {"token_type_ids": torch.zeros_like(ids)},
         following_type=1,
+        chats=False,
+        windows=True,
         sdpa=False,
     ),
 }
