@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint pytest test-oldest train-tiny ui clean
+.PHONY: help install demo test lint pytest test-oldest support train-tiny ui clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ test-oldest: ## The library's tests on the oldest supported transformers, in .ve
 	test -d $(OLDEST) || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' transformers==5.0.0
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest tests/multimodal
+
+support: install ## Write the README's table of families, prompts and attention backends from what the suites run.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/multimodal/test_pruner.py tests/multimodal/test_conversations.py -k "masking or reason or later_images" --support README.md
 
 train-tiny: install ## Train the shipped model again (about two hours on one core).
 	$(BIN)/python -m pipelines.train_tiny

@@ -97,18 +97,18 @@ def best(logits: torch.Tensor) -> torch.Tensor:
     return logits.index_fill(-1, torch.arange(FIRST_WORD), -torch.inf).argmax(-1)
 
 
-def refused(model: PreTrainedModel, attention: str, chosen: PruningConfig) -> bool:
-    """Flash attention takes no additive mask: what needs one must be refused."""
+def refused(model: PreTrainedModel, attention: str, chosen: PruningConfig) -> str | None:
+    """Flash attention takes no additive mask: what needs one must be refused, and this is how."""
     message = None
     if attention == "fake_flash" and chosen.method.biases_attention:
         message = "recycling_weight needs an additive mask"
     elif attention == "fake_flash" and not family(model).flash:
         message = "takes no mask"
     if message is None:
-        return False
-    with pytest.raises(FlowpruneError, match=message), prune(model, chosen):
+        return None
+    with pytest.raises(FlowpruneError, match=message) as error, prune(model, chosen):
         pass
-    return True
+    return str(error.value)
 
 
 def rewinds(model: PreTrainedModel) -> bool:

@@ -1,11 +1,13 @@
 """Conversations: images in later turns, text in between, caches that were filled before."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from contracts import BACKENDS, EXACT, forced_tokens, generated, refused
 from oracles import LAYER_0_AND_INNER, attention_masks, config, run_masked, stock_masks, text_model, tiny
+from support import claim
 from tiny_models import BY_TOKEN, CACHE, FAMILIES, batch, extended, is_visual, media_of, sample, token_inputs
 from transformers import DynamicCache, PreTrainedModel
 
@@ -19,7 +21,7 @@ TURNS = {
 CASES = [
     pytest.param(name, attention, turns, id=f"{name}-{attention}-{turns_name}")
     for name, own in FAMILIES.items()
-    if own.chats
+    if "chat" not in own.gaps
     for attention in BACKENDS
     for turns_name, turns in TURNS.items()
     if attention == "sdpa" or turns_name == "image, then image"
@@ -44,11 +46,15 @@ def positions_of(model: PreTrainedModel, whole: dict) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("name", "attention", "turns"), CASES)
-def test_later_images_are_pruned_and_earlier_tokens_stay(name: str, attention: str, turns: tuple[dict, ...]) -> None:
+def test_later_images_are_pruned_and_earlier_tokens_stay(
+    name: str, attention: str, turns: tuple[dict, ...], record_property: Callable
+) -> None:
     """Each turn equals the whole conversation under a mask that hides what was pruned in it and before."""
     model = tiny(name, attention)
     chosen = config(LAYER_0_AND_INNER)
-    if refused(model, attention, chosen):
+    refusal = refused(model, attention, chosen)
+    record_property(*claim(model, "chat", attention, refusal))
+    if refusal:
         return
     parts = [sample(model, text=4, **turn) for turn in turns]
     forced = forced_tokens(1, steps=2)

@@ -25,6 +25,7 @@ from contracts import (
     snapshot,
 )
 from oracles import SCHEDULES, attention_masks, config, run_masked, stock_masks, tiny, tokens_of, vision_maps
+from support import claim
 from tiny_models import FAMILIES, LAYERS, batch, extended, is_visual, sample
 from transformers import PreTrainedModel
 
@@ -37,6 +38,7 @@ from multimodal.methods import Method
 
 
 PROMPTS: dict[str, Callable[[PreTrainedModel], dict]] = {
+    "image": lambda model: sample(model, images=1),
     "several images": lambda model: sample(model, images=2),
     "batch": lambda model: batch(mixed_samples(model)),
     "even batch": rows_of_one_length,
@@ -44,22 +46,26 @@ PROMPTS: dict[str, Callable[[PreTrainedModel], dict]] = {
     "videos and images": lambda model: batch([sample(model, images=1, videos=2), *mixed_samples(model)[1:3]]),
 }
 MASKED = [
-    pytest.param(name, attention, schedule, prompts, id=f"{name}-{attention}-{schedule_name}-{prompts_name}")
+    pytest.param(name, attention, schedule, prompts_name, id=f"{name}-{attention}-{schedule_name}-{prompts_name}")
     for name, own in FAMILIES.items()
     for attention in BACKENDS
     for schedule_name, schedule in SCHEDULES.items()
     if name in THOROUGH or schedule_name == "layer 0 and inner"
-    for prompts_name, prompts in PROMPTS.items()
+    for prompts_name in PROMPTS
     if own.video or "video" not in prompts_name
 ]
 
 
 @pytest.mark.parametrize(("name", "attention", "schedule", "prompts"), MASKED)
-def test_pruning_equals_masking(name: str, attention: str, schedule: tuple, prompts: Any) -> None:
+def test_pruning_equals_masking(
+    name: str, attention: str, schedule: tuple, prompts: str, record_property: Callable
+) -> None:
     model = tiny(name, attention)
-    if refused(model, attention, config(schedule)):
+    refusal = refused(model, attention, config(schedule))
+    record_property(*claim(model, prompts, attention, refusal))
+    if refusal:
         return
-    inputs = prompts(model)
+    inputs = PROMPTS[prompts](model)
     rows, length = inputs["input_ids"].shape
     forced = forced_tokens(rows)
     hidden, logits, decoded, report = run_pruned(model, inputs, config(schedule), forced)
@@ -85,6 +91,15 @@ def test_pruning_equals_masking(name: str, attention: str, schedule: tuple, prom
 
     untouched = run_masked(reference, whole, attention_masks(stock, whole, [()], ()))
     assert (untouched[0][:2, length - 1] - hidden[:2, -1]).abs().max() > 1e-2  # the test has teeth
+
+
+@families
+def test_what_is_not_run_has_its_reason(name: str, record_property: Callable) -> None:
+    own = FAMILIES[name]
+    gaps = dict(own.gaps) if own.video else {"video": "The model reads no videos."} | own.gaps
+    for kind, reason in gaps.items():
+        for attention in BACKENDS:
+            record_property(*claim(tiny(name), kind, attention, reason))
 
 
 # (b) keeping all equals the stock model

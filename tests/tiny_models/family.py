@@ -1,7 +1,7 @@
 """What a tiny model of a family is: how it is built, inputs for it, and its visual tokens re-derived by hand."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -69,7 +69,7 @@ class TinyFamily:
         touching_tiles: whether views whose tokens touch are tiles of one image.
         plain_decoder: whether the language model is a causal Llama-like one.
         rotary_axes: of the language model.
-        chats: whether later turns can bring images.
+        gaps: kinds of prompts it does not read, and why.
         flash: whether flash attention can be pruned.
         windows: whether some layers of the language model see a sliding window.
         sdpa: whether the language model has torch's scaled dot product attention; if not, it is eager throughout.
@@ -88,7 +88,7 @@ class TinyFamily:
     painted: Callable[[dict, list[Sequence[Tensor]]], dict] = lambda inputs, pictures: repainted(inputs, pictures)
     plain_decoder: bool = True
     rotary_axes: int = 1
-    chats: bool = True
+    gaps: Mapping[str, str] = field(default_factory=dict)
     flash: bool = True
     windows: bool = False
     sdpa: bool = True

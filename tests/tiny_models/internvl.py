@@ -61,4 +61,8 @@ def vision_attention(model: PreTrainedModel) -> nn.Module:
     return model.model.vision_tower.encoder.layer[3].attention
 
 
-FAMILIES = {"internvl": TinyFamily(build, image, tokens, pictures, vision_attention)}
+FAMILIES = {
+    "internvl": TinyFamily(
+        build, image, tokens, pictures, vision_attention, gaps={"video": "The frames of a video are read as images."}
+    )
+}
