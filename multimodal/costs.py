@@ -3,7 +3,9 @@
 How many tokens every step keeps is known here, before any embedding exists; what the pruner keeps must sum to it.
 """
 
+import functools
 import math
+import operator
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -51,7 +53,7 @@ def retention(layouts: Sequence[Layout], schedule: Sequence[PruningStep], layers
     return seen / (layers * sum(layout.visual_tokens for layout in layouts))
 
 
-def kv_bytes(text_config: PretrainedConfig, tokens_by_layer: Sequence[int], element_bytes: int = 2) -> int:
+def kv_bytes(text_config: PretrainedConfig, tokens_by_layer: Iterable[Count], element_bytes: int = 2) -> Count:
     """Bytes of keys and values that a prompt leaves in the cache.
 
     Args:
@@ -59,11 +61,10 @@ def kv_bytes(text_config: PretrainedConfig, tokens_by_layer: Sequence[int], elem
         tokens_by_layer: prompt tokens that each layer sees.
         element_bytes: 2 for bfloat16 and float16, 4 for float32.
     """
-    cached = 0
-    for layer, tokens in enumerate(tokens_by_layer):
-        window = sliding_window(text_config, layer)
-        cached += tokens if window is None else min(tokens, window - 1)  # the next token is in the window, too
-    return cached * 2 * _key_heads(text_config) * _head_dim(text_config) * element_bytes
+    # the next token is in the window, too
+    token_bytes = 2 * _key_heads(text_config) * _head_dim(text_config) * element_bytes
+    cached = (_seen(text_config, layer, n, to_come=1) for layer, n in enumerate(tokens_by_layer))
+    return token_bytes * functools.reduce(operator.add, cached)
 
 
 def prefill_flops(text_config: PretrainedConfig, tokens_by_layer: Iterable[Count]) -> Count:
@@ -74,20 +75,24 @@ def prefill_flops(text_config: PretrainedConfig, tokens_by_layer: Iterable[Count
     Embedding, norms and head are left out.
     """
     width, weights = text_config.num_attention_heads * _head_dim(text_config), _layer_weights(text_config)
-    seen = _seen_by_layer(text_config, tokens_by_layer)
-    return sum(2 * n * weights + 2 * (2 * n - s) * s * width for n, s in zip(tokens_by_layer, seen, strict=True))
+    layers = enumerate(tokens_by_layer)
+    return sum(
+        2 * n * weights + 2 * (2 * n - s) * s * width for n, s in ((n, _seen(text_config, i, n)) for i, n in layers)
+    )
 
 
 def decoding_flops(text_config: PretrainedConfig, tokens_by_layer: Sequence[int]) -> int:
     """Floating-point operations of one decoding step's layers after such a prompt, counted as for a prefill."""
     width, weights = text_config.num_attention_heads * _head_dim(text_config), _layer_weights(text_config)
-    return sum(2 * weights + 4 * seen * width for seen in _seen_by_layer(text_config, tokens_by_layer))
+    return sum(2 * weights + 4 * _seen(text_config, i, tokens) * width for i, tokens in enumerate(tokens_by_layer))
 
 
-def _seen_by_layer(text_config: PretrainedConfig, tokens_by_layer: Sequence[int]) -> list[int]:
-    """Tokens that a layer's last one sees at most."""
-    windows = [sliding_window(text_config, layer) for layer in range(len(tokens_by_layer))]
-    return [min(tokens, window or tokens) for tokens, window in zip(tokens_by_layer, windows, strict=True)]
+def _seen(text_config: PretrainedConfig, layer: int, tokens: Count, to_come: int = 0) -> Count:
+    """How many of these tokens their last one, or one that is to come, sees in a layer at most."""
+    if (window := sliding_window(text_config, layer)) is None:
+        return tokens
+    beyond = tokens - (window - to_come)
+    return tokens - beyond * (beyond > 0)
 
 
 def _layer_weights(text_config: PretrainedConfig) -> int:
@@ -188,5 +193,5 @@ class Workload:
         return (
             int((visual @ self.numbers).sum()),
             int(flops),
-            kv_bytes(self._text_config, (tokens @ self.numbers).tolist()),
+            int(kv_bytes(self._text_config, tokens) @ self.numbers),
         )

@@ -1,5 +1,7 @@
 """Parts that the contract suites share: which families, backends and configs, prompts, ways to run, snapshots."""
 
+from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import Any
 
 import pytest
@@ -28,7 +30,7 @@ CONFIGS = {
     "random": config(name="random"),
 }
 THOROUGH = ("llava_siglip", "llava_onevision")  # families that meet every config; the others meet these:
-COMMON = ("original", "recycling", "weighted", "uniform")
+COMMON = ("recycling", "weighted")
 CASES = [
     pytest.param(name, attention, chosen, id=f"{name}-{attention}-{config_name}")
     for name in FAMILIES
@@ -37,6 +39,16 @@ CASES = [
     if name in THOROUGH or config_name in COMMON
 ]
 cases = pytest.mark.parametrize(("name", "attention", "chosen"), CASES)
+
+
+def spread(of: Iterable[str] = tuple(FAMILIES), **axes: Sequence[Any]) -> Any:
+    """Thorough families meet every combination of the axes' values, the others the first of each axis."""
+    combinations = [
+        (name, *values)
+        for name in of
+        for values in (product(*axes.values()) if name in THOROUGH else [tuple(axis[0] for axis in axes.values())])
+    ]
+    return pytest.mark.parametrize(("name", *axes), combinations)
 
 
 def fitting(model: PreTrainedModel, chosen: PruningConfig) -> PruningConfig:

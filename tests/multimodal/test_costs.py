@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput
 from multimodal import PruningStep, costs, prune
 from multimodal.families import family_of
 from multimodal.layout import Layout
+from multimodal.prompt import locate
 
 QWEN2_7B = Qwen2Config(
     hidden_size=3584,
@@ -151,7 +152,8 @@ def test_the_real_cache_is_as_large(name: str, fields: dict) -> None:
     def size(output: ModelOutput) -> int:
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in output[CACHE].layers)
 
-    layouts = family_of(model).layouts(inputs)
+    family = family_of(model)
+    layouts = locate(family, inputs["input_ids"], {"image": (family.layouts(inputs), None)}, None).layouts
     text_tokens = inputs["input_ids"].shape[1] - sum(layout.visual_tokens for layout in layouts)
     estimated = costs.estimate(model.config.text_config, layouts, text_tokens, chosen, element_bytes=4)
     unpruned = costs.estimate(model.config.text_config, layouts, text_tokens, element_bytes=4)

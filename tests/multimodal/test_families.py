@@ -24,7 +24,7 @@ def inputs_of_every_size(model: PreTrainedModel) -> list[dict]:
 
 
 @families
-@pytest.mark.parametrize("size", range(4))
+@pytest.mark.parametrize("size", [0, 2])
 def test_layouts_and_packing_equal_the_layout_by_hand(name: str, size: int) -> None:
     model, own = tiny(name), FAMILIES[name]
     family = family_of(model)

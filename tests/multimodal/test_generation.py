@@ -6,11 +6,9 @@ from contracts import (
     EXACT,
     ROTATED,
     assists,
-    backends,
     best,
     cases,
     copied_samples,
-    families,
     fitting,
     forced_tokens,
     generated,
@@ -20,6 +18,7 @@ from contracts import (
     refused,
     rewinds,
     run_pruned,
+    spread,
 )
 from oracles import config, tiny
 from tiny_models import CACHE, FAMILIES, batch, extended, family, sample
@@ -62,9 +61,7 @@ def test_generate_agrees_with_manual_decoding(name: str, attention: str, chosen:
         assert torch.equal(best(torch.cat([logits[:, -1:], decoded], 1)), forced)
 
 
-@families
-@backends
-@pytest.mark.parametrize("positions", ["original", "compact"])
+@spread(attention=["sdpa", "eager", "fake_flash"], positions=["original", "compact"])
 def test_decoding_equals_a_longer_prefill(name: str, attention: str, positions: str) -> None:
     model = tiny(name, attention)
     inputs = batch([sample(model, images=1, seed=1, size=1), sample(model, images=2, seed=2)])

@@ -4,9 +4,8 @@ import math
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
-from contracts import EXACT, backends, forced_tokens, generated, mixed_samples, refused, run_pruned
+from contracts import EXACT, forced_tokens, generated, mixed_samples, refused, run_pruned, spread
 from oracles import (
     SCHEDULES,
     config,
@@ -24,7 +23,7 @@ from transformers import PreTrainedModel
 
 from multimodal import prune
 
-plain = pytest.mark.parametrize("name", [name for name, own in FAMILIES.items() if own.plain_decoder])
+PLAIN = [name for name, own in FAMILIES.items() if own.plain_decoder]
 
 
 class Seen:
@@ -55,10 +54,7 @@ class Seen:
         torch.testing.assert_close(sin[row, -len(positions) :], expected[1][0])
 
 
-@plain
-@pytest.mark.parametrize("positions", ["original", "compact"])
-@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-@pytest.mark.parametrize("by_generate", [False, True], ids=["forward", "generate"])
+@spread(PLAIN, positions=["compact", "original"], schedule=list(SCHEDULES.values()), by_generate=[True, False])
 def test_positions_that_layers_see(name: str, positions: str, schedule: tuple, by_generate: bool) -> None:
     model = tiny(name)
     samples = mixed_samples(model)
@@ -95,10 +91,7 @@ def test_positions_that_layers_see(name: str, positions: str, schedule: tuple, b
                 seen.assert_positions(1 + step, layer, row, [following + step])
 
 
-@plain
-@backends
-@pytest.mark.parametrize("positions", ["original", "compact"])
-@pytest.mark.parametrize("weight", [0.0, 0.6])
+@spread(PLAIN, attention=["sdpa", "eager", "fake_flash"], positions=["compact", "original"], weight=[0.6, 0.0])
 def test_recycling_from_pixels_to_logits(name: str, attention: str, positions: str, weight: float) -> None:
     """Everything recomputed: map, exact count, merging, positions, and w · log n on recycled keys in every layer."""
     model = tiny(name, attention)

@@ -23,6 +23,7 @@ from contracts import (
     rows_of_one_length,
     run_pruned,
     snapshot,
+    spread,
 )
 from oracles import SCHEDULES, attention_masks, config, run_masked, stock_masks, tiny, tokens_of, vision_maps
 from support import claim
@@ -105,13 +106,10 @@ def test_what_is_not_run_has_its_reason(name: str, record_property: Callable) ->
 # (b) keeping all equals the stock model
 
 
-@families
-@backends
-@pytest.mark.parametrize(
-    "fields",
-    [{}, {"positions": "compact"}, {"recycling_cell": 1.0, "recycling_weight": 1.0}, {"name": "uniform"}],
-    ids=str,
+@spread(
+    fields=[{"recycling_cell": 1.0, "recycling_weight": 1.0}, {}, {"positions": "compact"}, {"name": "uniform"}],
 )
+@backends
 def test_keeping_everything_changes_nothing(name: str, attention: str, fields: dict) -> None:
     model = tiny(name, attention)
     inputs = batch(mixed_samples(model))
@@ -169,8 +167,7 @@ class Failing(Method):
         return torch.zeros(tokens.index.shape)
 
 
-@families
-@backends
+@spread(attention=["sdpa", "eager", "fake_flash"])
 def test_model_is_restored(name: str, attention: str) -> None:
     model = tiny(name, attention)
     if refused(model, attention, config()):
@@ -214,8 +211,7 @@ def test_an_exception_leaves_nothing_for_the_next_prompt(name: str) -> None:
 # what is kept
 
 
-@families
-@pytest.mark.parametrize("fields", [{}, {"recycling_cell": 2.5}, {"name": "uniform"}, {"name": "random"}], ids=str)
+@spread(fields=[{"recycling_cell": 2.5}, {}, {"name": "uniform"}, {"name": "random"}])
 def test_counts_are_exact_and_kept_is_sorted_and_nested(name: str, fields: dict) -> None:
     model = tiny(name)
     inputs = batch(mixed_samples(model))
@@ -287,8 +283,7 @@ def test_kept_are_the_top_of_the_map(name: str, attention: str) -> None:
     assert [kept.tolist() for kept in entry.kept] == expected
 
 
-@families
-@pytest.mark.parametrize("fields", [{}, {"name": "uniform"}], ids=str)
+@spread(fields=[{}, {"name": "uniform"}])
 def test_newline_tokens_stay(name: str, fields: dict) -> None:
     model = tiny(name)
     inputs = sample(model, images=2)

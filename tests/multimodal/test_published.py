@@ -22,7 +22,7 @@ TEXT_TOKENS = 40
 PRUNED = config([(0, 0.3), (9, 0.5)])
 
 LLAMA_7B = {"model_type": "llama"}
-MISTRAL_7B = {"model_type": "mistral"}
+MISTRAL_7B = {"model_type": "mistral", "sliding_window": None}
 LLAMA_3_8B = {"model_type": "llama", "intermediate_size": 14336, "num_key_value_heads": 8, "vocab_size": 128259}
 QWEN_7B = {
     "hidden_size": 3584,
