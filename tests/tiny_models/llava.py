@@ -1,4 +1,4 @@
-"""LLaVA-1.5 with several towers, and ViP-LLaVA."""
+"""LLaVA-1.5 with several towers, ViP-LLaVA and DeepSeek-VL."""
 
 from functools import partial
 
@@ -6,6 +6,8 @@ import torch
 from torch import Generator, Tensor, nn
 from transformers import (
     CLIPVisionConfig,
+    DeepseekVLConfig,
+    DeepseekVLForConditionalGeneration,
     Dinov2Config,
     LlamaConfig,
     LlavaConfig,
@@ -45,6 +47,17 @@ def build_vip() -> PreTrainedModel:
     )
 
 
+def build_deepseek() -> PreTrainedModel:
+    return DeepseekVLForConditionalGeneration(
+        DeepseekVLConfig(
+            vision_config=SiglipVisionConfig(**VISION),
+            text_config=LlamaConfig(**TEXT),
+            image_token_id=IMAGE_TOKEN,
+            tie_word_embeddings=False,
+        )
+    )
+
+
 def own_tokens(model: PreTrainedModel) -> list[Token]:
     vision = model.config.vision_config
     full = getattr(model.config, "vision_feature_select_strategy", None) == "full"
@@ -65,10 +78,14 @@ def pictures(model: PreTrainedModel, inputs: dict) -> list[list[Tensor]]:
     return [[picture] for picture in inputs["pixel_values"]]
 
 
+def layers(tower: nn.Module) -> nn.ModuleList:
+    return next(m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m) == VISION["num_hidden_layers"])
+
+
 def vision_attention(model: PreTrainedModel) -> nn.Module:
     """State −2 of the tower is what its last layer but one puts out."""
-    stack = next(m for m in model.model.vision_tower.modules() if isinstance(m, nn.ModuleList) and len(m) == 4)
-    return next(m for m in stack[2].modules() if hasattr(m, "q_proj") or hasattr(m, "query"))
+    layer = layers(model.model.vision_tower)[2]
+    return next(m for m in layer.modules() if hasattr(m, "q_proj") or hasattr(m, "query"))
 
 
 def family(tower: type, text: type, strategy: str) -> TinyFamily:
@@ -81,4 +98,7 @@ FAMILIES = {
     "llava_siglip": family(SiglipVisionConfig, LlamaConfig, "full"),
     "llava_dinov2": family(Dinov2Config, Qwen2Config, "default"),
     "vipllava": TinyFamily(build_vip, image, tokens, pictures, vision_attention),
+    "deepseek_vl": TinyFamily(
+        build_deepseek, image, tokens, pictures, lambda model: layers(model.model.vision_model)[3].self_attn
+    ),
 }
