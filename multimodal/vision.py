@@ -70,6 +70,7 @@ def watch_vision(
             finally:
                 seen.under_way = False
             inputs = signature.bind(*args, **kwargs).arguments
+            inputs |= inputs.pop("kwargs", {})
             layouts = family.layouts(inputs) if modality == "image" else family.video_layouts(inputs)
             on_encoded(modality, layouts, _observations(family, layouts, seen.attention, seen.pixels, normalisation))
             return output

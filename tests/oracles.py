@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -181,6 +182,7 @@ def encode(model: PreTrainedModel, inputs: dict) -> list[Tensor]:
         if pixels in inputs:
             function = getattr(model.model, f"get_{kind}_features")
             _, *others = inspect.signature(function).parameters
+            others += ["image_sizes"] if kind == "image" else []  # older versions hide it among kwargs
             output = function(inputs[pixels], **{key: inputs[key] for key in others if key in inputs})
             features += [own.flatten(0, -2) for own in output.pooler_output]
     lengths = [len(tokens) for tokens in tokens_of(model, inputs)]
@@ -194,8 +196,11 @@ def view_maps(model: PreTrainedModel, inputs: dict, threshold: float, weight: fl
     own, patch = tiny_models.family(model), int(np.ravel(model.config.vision_config.patch_size)[0])
     pictures = own.pictures(model, inputs)
     orders = own.tower_order(model, inputs) if own.tower_order else [None] * len(pictures)
-    maps = []
-    for attention, frames, order in zip(vision_attention(model, inputs), pictures, orders, strict=True):
+    seen, maps = vision_attention(model, inputs), []
+    if len(seen) < len(pictures):  # one sequence of all views, each of which attends to itself
+        ends = np.cumsum([frames[0][0].numel() // patch**2 for frames in pictures])
+        seen = [seen[0][start:end, start:end] for start, end in pairwise([0, *ends])]
+    for attention, frames, order in zip(seen, pictures, orders, strict=True):
         rows, columns = (side // patch for side in frames[0].shape[1:])
         scores = relevance(attention, threshold)[-rows * columns :]
         if order is not None:

@@ -37,7 +37,7 @@ def build(name: str, attention: str = "sdpa", seed: int = 0) -> PreTrainedModel:
     model = FAMILIES[name].build().eval()
     model.config._name_or_path = name
     if attention == "fake_flash":  # transformers would look for a kernel
-        for module in model.modules():
+        for module in (model if FAMILIES[name].flash_tower else model.model.language_model).modules():
             if isinstance(module, PreTrainedModel):
                 module.config._attn_implementation = attention
     else:
@@ -82,13 +82,15 @@ def extended(model: PreTrainedModel, inputs: dict, new: Tensor) -> dict:
 
 
 def media_of(parts: list[dict]) -> dict:
-    """Several samples' pixels as one batch, images with fewer tiles padded with empty ones."""
+    """Several samples' pixels as one batch; images that are smaller or have fewer tiles are filled up with zeros."""
     inputs = {}
     for key in dict.fromkeys(key for part in parts for key in part):
         tensors = [part[key] for part in parts if key in part]
-        if key == "pixel_values" and tensors[0].ndim == 5:
-            most = max(t.shape[1] for t in tensors)
-            tensors = [pad(t, (0, 0, 0, 0, 0, 0, 0, most - t.shape[1])) for t in tensors]
+        most = [max(sizes) for sizes in zip(*(t.shape[1:] for t in tensors), strict=True)]
+        missing = [[size - own for own, size in zip(t.shape[1:], most, strict=True)] for t in tensors]
+        tensors = [
+            pad(t, [n for size in own[::-1] for n in (0, size)]) for t, own in zip(tensors, missing, strict=True)
+        ]
         inputs[key] = torch.cat(tensors)
     return inputs
 

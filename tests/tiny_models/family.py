@@ -72,6 +72,7 @@ class TinyFamily:
         gaps: kinds of prompts it does not read, and why.
         flash: whether flash attention can be pruned.
         windows: whether some layers of the language model see a sliding window.
+        flash_tower: whether the stock vision tower is right with flash attention.
         sdpa: whether the language model has torch's scaled dot product attention; if not, it is eager throughout.
         sees_uncached: whether the stock model still sees its images in later steps of generate() without a cache.
     """
@@ -91,6 +92,7 @@ class TinyFamily:
     gaps: Mapping[str, str] = field(default_factory=dict)
     flash: bool = True
     windows: bool = False
+    flash_tower: bool = True
     sdpa: bool = True
     sees_uncached: bool = True
 
