@@ -22,7 +22,7 @@ TEXT_TOKENS = 40
 PRUNED = config([(0, 0.3), (9, 0.5)])
 
 LLAMA_7B = {"model_type": "llama"}
-MISTRAL_7B = {"model_type": "mistral", "sliding_window": None}
+MISTRAL_7B = {"model_type": "mistral", "sliding_window": None}  # version 0.2
 LLAMA_3_8B = {"model_type": "llama", "intermediate_size": 14336, "num_key_value_heads": 8, "vocab_size": 128259}
 QWEN_7B = {
     "hidden_size": 3584,
@@ -353,6 +353,82 @@ CHECKPOINTS = {
         kv_bytes=29_982_720,
         flops=1_453_380_354_048,
         unpruned_kv_bytes=101_842_944,
+    ),
+    "mistralai/Mistral-Small-3.1-24B-Instruct-2503": Published(
+        "Mistral3",
+        {},
+        {"pixel_values": pixels(1, 3, 1540, 1540), "image_sizes": torch.tensor([[1540, 1120]])},
+        tokens=[1540 // 28 * (1120 // 28)],
+        kept=[(660, 330)],
+        retention=0.18375,
+        kv_bytes=72_785_920,
+        flops=19_822_080_000_000,
+        unpruned_kv_bytes=367_001_600,
+    ),
+    "mistral-community/pixtral-12b": Published(
+        "Llava",
+        {
+            "vision_config": {"model_type": "pixtral", "image_size": 1024, "patch_size": 16},
+            "text_config": {
+                "model_type": "mistral",
+                "hidden_size": 5120,
+                "num_hidden_layers": 40,
+                "head_dim": 128,
+                "sliding_window": None,
+            },
+            "vision_feature_layer": -1,
+            "vision_feature_select_strategy": "full",
+        },
+        {"pixel_values": pixels(1, 3, 1024, 1024), "image_sizes": torch.tensor([[1024, 768]])},
+        tokens=[64 * 48],
+        kept=[(922, 461)],
+        retention=0.18383,
+        kv_bytes=99_078_144,
+        flops=13_321_255_870_464,
+        unpruned_kv_bytes=509_870_080,
+    ),
+    "CohereLabs/aya-vision-8b": Published(
+        "AyaVision",
+        {
+            "vision_config": SIGLIP_SO400M | SIGLIP_MODEL | {"image_size": 364},
+            "text_config": {
+                "model_type": "cohere2",
+                "hidden_size": 4096,
+                "intermediate_size": 14336,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "sliding_window": 4096,
+            },
+        },
+        {"pixel_values": pixels(5, 3, 364, 364)},  # 2 × 2 tiles and the whole image
+        tokens=[13 * 13] * 5,
+        kept=[(51, 26)] * 5,
+        retention=0.195451,
+        kv_bytes=26_890_240,
+        flops=2_875_564_400_640,
+        unpruned_kv_bytes=115_998_720,
+    ),
+    "deepseek-community/deepseek-vl-1.3b-chat": Published(
+        "DeepseekVL",
+        {
+            "vision_config": SIGLIP_MODEL | {"hidden_size": 1024, "num_attention_heads": 16, "image_size": 384},
+            "text_config": {
+                "model_type": "llama",
+                "hidden_size": 2048,
+                "intermediate_size": 5632,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 16,
+                "num_key_value_heads": 16,
+            },
+        },
+        {"pixel_values": pixels(1, 3, 384, 384)},
+        tokens=[24 * 24],
+        kept=[(173, 87)],
+        retention=0.207031,
+        kv_bytes=31_309_824,
+        flops=395_413_880_832,
+        unpruned_kv_bytes=121_110_528,
     ),
 }
 
