@@ -187,8 +187,11 @@ def encode(model: PreTrainedModel, inputs: dict) -> list[Tensor]:
             features += [own.flatten(0, -2) for own in output.pooler_output]
     lengths = [len(tokens) for tokens in tokens_of(model, inputs)]
     if len(features) != len(lengths):  # some give the features of all images of a row together
-        features = list(torch.cat(features).split(lengths))
-    return features
+        return list(torch.cat(features).split(lengths))
+    return [  # some older ones add a video's newline token later
+        own if len(own) == length else torch.cat([own, model.model.image_newline[None]])
+        for own, length in zip(features, lengths, strict=True)
+    ]
 
 
 def view_maps(model: PreTrainedModel, inputs: dict, threshold: float, weight: float) -> list[np.ndarray]:
