@@ -11,6 +11,7 @@ from pipelines.pareto_plot import plot_front
 from pipelines.plots import plot_search
 from pipelines.settings import Settings
 from search.credentials import masked
+from search.snapshot import FILE, dump_study
 from search.study import best_trial, outcome
 from search.tracking import trial_metrics
 from search.tuned import TUNED, tuned_config
@@ -19,7 +20,8 @@ SETTINGS, TRIALS, HISTORY, FRONT = "settings.json", "trials.csv", "search.png", 
 
 
 def write_results(settings: Settings, study: optuna.Study) -> list[Path]:
-    """Write the tuned config of each budget into its folder, and the study's table of trials and pictures.
+    """Write the tuned config of each budget into its folder, and the study's table of trials,
+    snapshot and pictures.
 
     Returns:
         The files of the study as a whole.
@@ -41,7 +43,9 @@ def write_results(settings: Settings, study: optuna.Study) -> list[Path]:
     else:
         picture = output / HISTORY
         plot_search(study, picture)
-    return [trials, picture, *plot_parameters(study, output)]
+    snapshot = output / FILE
+    snapshot.write_text(dump_study(study) + "\n", encoding="utf-8")
+    return [trials, picture, snapshot, *plot_parameters(study, output)]
 
 
 def write_settings(settings: Settings) -> Path:

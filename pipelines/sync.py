@@ -1,4 +1,4 @@
-"""Stage sync: make MLflow agree with the study, from what the storage and the output folder hold."""
+"""Stage sync: make MLflow agree with the study, or rebuild a study that was lost from what MLflow keeps."""
 
 from pathlib import Path
 
@@ -9,23 +9,27 @@ from pipelines.keeping import keep_with_study, register_with_study, study_runs
 from pipelines.ranked import RANKED
 from pipelines.results import SETTINGS, write_results
 from pipelines.settings import Settings
-from pipelines.storage import existing_study, named
+from pipelines.storage import existing_study, known_study, named, open_storage
 from pipelines.validate import REPORT
+from search.snapshot import restore_study
 from search.study import best_trials
-from search.tracking import LOST, check_store, unreachable
+from search.tracking import LOST, check_store, study_of_run, unreachable
 from search.tuned import TUNED
 
 
 def run(settings: Settings) -> int:
     """Log what MLflow lacks, mend what says something else, delete what is there twice; returns how many runs.
 
-    Run again, it changes nothing; a lost or emptied MLflow is filled anew.
+    Run again, it changes nothing; a lost or emptied MLflow is filled anew. The other way round, a study that its
+    storage lost is made from the snapshot that its MLflow run keeps, if ``run_id`` names that.
 
     Raises:
-        FlowpruneError: there is no such study, or the tracking store does not answer.
+        FlowpruneError: there is no such study or run, or the tracking store does not answer.
     """
     uri = settings.tracking.uri
     check_store(uri, settings.tracking.experiment)
+    if settings.run_id is not None and known_study(settings) is None:
+        restore_study(open_storage(settings.storage), settings.study, study_of_run(uri, settings.run_id))
     study = existing_study(settings)
     try:
         changes = study_runs(settings, study).sync("FINISHED")

@@ -1,7 +1,7 @@
 """MLflow tracking: one parent run a study, one child run a trial. Optuna keeps the truth; MLflow is made to agree."""
 
 from search.tracking.facts import trial_metrics
-from search.tracking.fetch import config_of_run, config_registered
+from search.tracking.fetch import config_of_run, config_registered, study_of_run
 from search.tracking.files import keep_files
 from search.tracking.pages import trials_page
 from search.tracking.registry import register
@@ -19,6 +19,7 @@ __all__ = [
     "keep_files",
     "open_store",
     "register",
+    "study_of_run",
     "trial_metrics",
     "trials_page",
     "unreachable",

@@ -1,4 +1,4 @@
-"""A config read back from MLflow on any machine, as data: JSON that is validated, at paths that flowprune wrote."""
+"""What is read back from MLflow on any machine, as data: JSON that is validated, at paths that flowprune wrote."""
 
 import json
 import re
@@ -11,6 +11,7 @@ from mlflow.tracking import MlflowClient
 from multimodal import FlowpruneError, PruningConfig
 from multimodal.config import FILE_NAME
 from search.credentials import masked
+from search.snapshot import FILE
 from search.tracking.facts import CONFIG
 from search.tracking.registry import digest, exported_file, find_version
 from search.tracking.store import LOST, open_store, unreachable
@@ -46,12 +47,32 @@ def config_registered(uri: str, registered: str) -> PruningConfig:
     client = open_store(uri)
     try:
         run_id, path, expected = exported_file(find_version(client, registered))
-        return _download(client, run_id, path, expected)
+        return _parsed(_download(client, run_id, path, expected), f"{path} of run {run_id}")
     except LOST as error:
         raise FlowpruneError(unreachable(uri, error)) from error
 
 
-def _of_run(client: MlflowClient, uri: str, run_id: str) -> PruningConfig:
+def study_of_run(uri: str, run_id: str) -> str:
+    """The snapshot of a study that its run keeps.
+
+    Args:
+        uri: of the tracking store.
+        run_id: of the study's run.
+
+    Raises:
+        FlowpruneError: the store does not answer, or the run is unknown, a trial's, or has no snapshot.
+    """
+    client = open_store(uri)
+    try:
+        tags = _tags(client, uri, run_id)
+        if tags["kind"] != "study" or FILE not in {file.path for file in client.list_artifacts(run_id)}:
+            raise FlowpruneError(f"Run {run_id} keeps no {FILE}: give the run of a study whose search came to its end.")
+        return _download(client, run_id, FILE)
+    except LOST as error:
+        raise FlowpruneError(unreachable(uri, error)) from error
+
+
+def _tags(client: MlflowClient, uri: str, run_id: str) -> dict[str, str]:
     unknown = FlowpruneError(f"MLflow at {masked(uri)} knows no flowprune run {run_id!r}: copy its id.")
     if not re.fullmatch(r"[0-9a-f]{32}", run_id):
         raise unknown
@@ -61,30 +82,35 @@ def _of_run(client: MlflowClient, uri: str, run_id: str) -> PruningConfig:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise unknown from error
-    if tags.get("kind") == "trial":
+    if tags.get("kind") not in ("trial", "study"):
+        raise unknown
+    return dict(tags)
+
+
+def _of_run(client: MlflowClient, uri: str, run_id: str) -> PruningConfig:
+    tags = _tags(client, uri, run_id)
+    if tags["kind"] == "trial":
         if CONFIG not in tags:
             raise FlowpruneError(f"Run {run_id} is of a trial that has no result: choose another.")
         return _parsed(tags[CONFIG], f"The config of run {run_id}")
-    if tags.get("kind") != "study":
-        raise unknown
     files = {file.path for file in client.list_artifacts(run_id)}
     for name in (FILE_NAME, TUNED):
         if name in files:
-            return _download(client, run_id, name)
+            return _parsed(_download(client, run_id, name), f"{name} of run {run_id}")
     raise FlowpruneError(
         f"The study of run {run_id} has no config, or one for each of several budgets: give a trial's run id, or "
         "registered=NAME."
     )
 
 
-def _download(client: MlflowClient, run_id: str, path: str, expected: str | None = None) -> PruningConfig:
+def _download(client: MlflowClient, run_id: str, path: str, expected: str | None = None) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(client.download_artifacts(run_id, path, folder)).resolve()
         if not file.is_relative_to(Path(folder).resolve()) or not file.is_file():
-            raise FlowpruneError(f"{path} of run {run_id} is not a file: export the config again.")
+            raise FlowpruneError(f"{path} of run {run_id} is not a file: keep it again.")
         if expected is not None and digest(file) != expected:
             raise FlowpruneError(f"{path} of run {run_id} was changed after it was registered: export it again.")
-        return _parsed(file.read_text(encoding="utf-8", errors="replace"), f"{path} of run {run_id}")
+        return file.read_text(encoding="utf-8", errors="replace")
 
 
 def _parsed(text: str, what: str) -> PruningConfig:

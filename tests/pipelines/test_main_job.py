@@ -153,7 +153,7 @@ def test_more_trials_go_on_with_the_study(in_shared, shared):
 
 
 def test_sync_fills_an_emptied_store_and_then_changes_nothing(in_shared, shared):
-    client = MlflowClient(f"sqlite:///{shared}/mlflow.db")
+    client, trials = MlflowClient(f"sqlite:///{shared}/mlflow.db"), study_of(shared).get_trials()
     before, kept = artifacts_of(shared), artifacts_of(shared, "overlays")
     assert before >= {"importance.png", "parallel.png", "search.png", "trials.csv", "overlays"} and kept == {"00.png"}
     for run in [*runs_of(shared, "study"), *runs_of(shared, "trial")]:
@@ -164,6 +164,15 @@ def test_sync_fills_an_emptied_store_and_then_changes_nothing(in_shared, shared)
     assert artifacts_of(shared) == before and artifacts_of(shared, "overlays") == kept
     code, printed = in_shared("stages=[sync]", "search.trials=6")
     assert code == 0 and "0 changes: MLflow agrees" in " ".join(printed.split()), printed
+    [parent] = runs_of(shared, "study")
+    study = study_of(shared)
+    optuna.delete_study(study_name="smoke", storage=f"sqlite:///{shared}/studies.db")
+    code, printed = in_shared("stages=[sync]", "search.trials=6", f"run_id={parent.info.run_id}")
+    assert code == 0 and "0 changes: MLflow agrees" in " ".join(printed.split()), printed
+    restored = study_of(shared)
+    assert restored.user_attrs == study.user_attrs and restored.metric_names == ["discrepancy"]
+    for ours, theirs in zip(restored.get_trials(), trials, strict=True):
+        assert vars(ours) | {"_trial_id": 0} == vars(theirs) | {"_trial_id": 0}
     code, printed = in_shared("stages=[sync]", "study=other")
     assert code == 2 and "has no study 'other'" in " ".join(printed.split()), printed
 
