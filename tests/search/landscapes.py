@@ -7,6 +7,7 @@ model-based searches tried, each with its discrepancy over all calibration sampl
 import csv
 import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,7 @@ def place(parameters: dict[str, float | str]) -> list[float]:
     return [SCALES.get(name, 1.0) * value for name, value in cube.items()]
 
 
+@cache
 def recorded_landscape() -> Landscape:
     """The shipped model's discrepancy at retention 0.1, interpolated between recorded configs on its logarithm."""
     with RECORDED.open(newline="") as file:
