@@ -2,17 +2,19 @@
 
 from pathlib import Path
 
+import optuna
+
 from multimodal import FlowpruneError
 from multimodal.config import FILE_NAME
 from pipelines.console import console
 from pipelines.keeping import keep_with_study, register_with_study, study_runs
 from pipelines.ranked import RANKED
 from pipelines.results import SETTINGS, write_results
-from pipelines.settings import Settings
+from pipelines.settings import BudgetSettings, Settings
 from pipelines.storage import existing_study, known_study, named, open_storage
 from pipelines.validate import REPORT
 from search.snapshot import restore_study
-from search.study import best_trials
+from search.study import best_trials, spent
 from search.tracking import LOST, check_store, study_of_run, unreachable
 from search.tuned import TUNED
 
@@ -36,6 +38,7 @@ def run(settings: Settings) -> int:
     except LOST as error:
         raise FlowpruneError(unreachable(uri, error)) from error
     if best_trials(study):
+        settings = _with_budgets_of(study, settings)
         keep_with_study(settings, [*write_results(settings, study), *_existing(Path(settings.output) / SETTINGS)])
         for part in settings.each_budget():
             keep_with_study(part, _existing(*(part.folder / name for name in (TUNED, REPORT, FILE_NAME))))
@@ -45,6 +48,15 @@ def run(settings: Settings) -> int:
                 keep_with_study(part, sorted((part.folder / pictures).glob("*.png")), pictures)
     console.print(f"{changes} changes: MLflow agrees with {study.study_name} in {named(settings.storage)}")
     return changes
+
+
+def _with_budgets_of(study: optuna.Study, settings: Settings) -> Settings:
+    """The settings with the budgets that the study has, whatever the command line says."""
+    best = best_trials(study)
+    measure = spent(next(iter(best.values()))).measure
+    budget = BudgetSettings.model_validate({"name": settings.budget.name, measure: list(best)})
+    search = settings.search.model_copy(update={"pareto": len(study.directions) > 1})
+    return settings.model_copy(update={"budget": budget, "search": search})
 
 
 def _existing(*paths: Path) -> list[Path]:
