@@ -21,6 +21,7 @@ from search.tracking.pages import note, trials_view
 from search.tracking.store import find_experiment
 
 IDENTITY = "mlflow_study_id:"  # begins the study's attributes, one a worker that was first, that recognise its runs
+LOOKS = 5  # of a sync, at most, until nothing is left to do
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on the table of runs
 
 
@@ -51,7 +52,16 @@ class StudyRuns:
         Returns:
             How many runs were made, mended or deleted.
         """
-        parent, children, changes = self._settled()
+        changes = 0
+        for _ in range(LOOKS):
+            made = self._sync_trials()
+            changes += made
+            if not made:  # else another worker may have made the same at the same moment: look again
+                break
+        return changes + self._sync_parent(wanted)
+
+    def _sync_trials(self) -> int:
+        _, children, changes = self._settled()
         trials = self._study.get_trials(deepcopy=False)
         for number in children.keys() - {trial.number for trial in trials}:
             self._client.delete_run(children.pop(number).info.run_id)
@@ -65,8 +75,7 @@ class StudyRuns:
                 self._client.delete_run(self._children.pop(trial.number))
             self.log(trial)
             changes += 1
-        running = any(trial.state == TrialState.RUNNING for trial in trials)
-        return changes + self._sync_parent(parent, "RUNNING" if running else wanted)
+        return changes
 
     def start(self, number: int, began: int) -> str:
         """Make a running trial's run; returns its id."""
@@ -132,10 +141,14 @@ class StudyRuns:
         tags["model"] = self._study.user_attrs["settings"]["model"]["id"]
         return self._client.create_run(experiment, began, tags, run_name=name).info.run_id
 
-    def _sync_parent(self, parent: Run, wanted: str) -> int:
+    def _sync_parent(self, wanted: str) -> int:
         """Make the study's run say what Optuna knows; returns how many things were changed."""
+        parent = self._parent or self._settled()[0]
         known, run_id, experiment = parent.data, parent.info.run_id, self._opened_experiment()
-        at = max((ended(trial) for trial in self._study.get_trials(deepcopy=False)), default=0)
+        trials = self._study.get_trials(deepcopy=False)
+        at = max(map(ended, trials), default=0)
+        if any(trial.state == TrialState.RUNNING for trial in trials):
+            wanted = "RUNNING"
         params = flat(self._study.user_attrs["settings"])
         tags = {"mlflow.note.content": note(self._study, experiment.experiment_id, run_id)}
         new: dict[str, Any] = {

@@ -60,9 +60,7 @@ def searched(mlflow_server, tmp_path_factory) -> optuna.Study:
 
 def test_mlflow_agrees_with_optuna_one_to_one(searched, mlflow_server):
     assert len(done_trials(searched)) == TRIALS
-    make_runs(searched, mlflow_server.uri).sync("FINISHED")
-    client = MlflowClient(mlflow_server.uri)
-    check_runs(client, searched)
+    check_runs(MlflowClient(mlflow_server.uri), searched)
     assert make_runs(searched, mlflow_server.uri).sync("FINISHED") == 0
 
 
