@@ -303,7 +303,7 @@ def check_fits(family: Family, config: PruningConfig) -> None:
                 f"schedule.{number}.layer is {step.layer}, but the model adds visual features again up to its layer "
                 f"{family.deepstack_layers}: choose 0, or one of {family.deepstack_layers} to {layers - 1}."
             )
-    if config.positions == "compact" and family.rotary_axes > 1:
+    if config.positions not in family.positions:
         raise FlowpruneError("positions 'compact' does not fit several rotary axes: set positions to 'original'.")
     for layer in config.method.vision_layers:
         family.vision_layer(layer)

@@ -118,7 +118,7 @@ def _config(
         layouts = family.layouts(each)
         text_tokens = each["input_ids"].shape[1] - sum(layout.visual_tokens for layout in layouts)
         prompts.append((layouts, text_tokens))
-    return untuned_config(settings, make_space(settings, Workload(family.text_model.config, prompts), pixels))
+    return untuned_config(settings, make_space(settings, family, Workload(family.text_model.config, prompts), pixels))
 
 
 def _measure_model(subject: _Subject, repeats: int) -> dict[str, float]:

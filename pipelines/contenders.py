@@ -26,10 +26,11 @@ def untuned_config(settings: Settings, space: Space) -> PruningConfig:
     untuned, [budget] = settings.method.untuned, space.budgets
     layers: list[int] = []
     for place in untuned.places:
-        layers.append(max(round(place * space.layers), layers[-1] + 1 if layers else 0))
+        first = max(layers[-1] + 1, space.first_inner_layer) if layers else 0
+        layers.append(max(round(place * space.layers), first))
     [single] = space.schedule(budget, [0], [])
     ratios = [single.keep_ratio * untuned.ratios[0], *untuned.ratios[1:]] if untuned.ratios else []
-    return space.on_budget(budget, untuned.parameters, layers, ratios, "compact")
+    return space.on_budget(budget, untuned.parameters, layers, ratios, space.positions[0])
 
 
 def _single_step(name: str, space: Space) -> PruningConfig:

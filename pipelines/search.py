@@ -93,7 +93,7 @@ def join(settings: Settings, worker: int = 0) -> Search:
     opened = open_model(settings.model)
     objective = Objective(opened.family, calibration.samples, settings.search.batch_size, settings.seed)
     latency = study_latency(settings, opened, calibration, objective.workload)
-    space = make_space(settings, objective.workload, opened.pixels, latency)
+    space = make_space(settings, opened.family, objective.workload, opened.pixels, latency)
     description = space.describe() | {
         "model": opened.tuned_for.model_dump(),
         "data": calibration.data_digest,

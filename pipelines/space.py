@@ -8,6 +8,7 @@ import torch
 
 from multimodal import FlowpruneError
 from multimodal.costs import Workload
+from multimodal.families import Family
 from multimodal.vision import Normalisation
 from pipelines.calibrate import Calibration
 from pipelines.console import console
@@ -23,18 +24,27 @@ PROBES = BudgetSettings(name="probes", retention=[0.3, 0.5, 0.7])  # what pruned
 PROBED = 6
 
 
-def make_space(settings: Settings, workload: Workload, pixels: Normalisation, latency: Latency | None = None) -> Space:
+def make_space(
+    settings: Settings, family: Family, workload: Workload, pixels: Normalisation, latency: Latency | None = None
+) -> Space:
     """The search space of the settings.
 
     Args:
         settings: method, budget and schedule.
+        family: of the model.
         workload: the prompts that meet the budget together.
         pixels: mean and standard deviation of the image processor.
         latency: see :func:`study_latency`; needed by a budget in milliseconds.
 
     Raises:
-        FlowpruneError: the budget cannot be met.
+        FlowpruneError: the budget cannot be met, or the positions do not fit the model.
     """
+    positions = [choice for choice in settings.search.positions if choice in family.positions]
+    if not positions:
+        raise FlowpruneError(
+            f"search.positions {settings.search.positions} do not fit a model of several rotary axes: "
+            "add original to them."
+        )
     measure = settings.budget.measure
     if measure == "latency_ms" and latency is None:
         raise FlowpruneError("budget.latency_ms needs a search first: run stages=[search], or choose another budget.")
@@ -47,9 +57,10 @@ def make_space(settings: Settings, workload: Workload, pixels: Normalisation, la
         cost=share_of(workload, measure) if latency is None else partial(latency.predict, workload),
         steps=settings.search.steps,
         layers=workload.layers,
-        positions=settings.search.positions,
+        positions=positions,
         layouts=workload.layouts,
         pixels=pixels,
+        first_inner_layer=max(1, family.deepstack_layers),
     )
 
 
@@ -94,7 +105,7 @@ def _cached(settings: Settings, opened: OpenedModel, calibration: Calibration, w
     key = digest({"device": device, "method": settings.method.name, "steps": settings.search.steps})
     path = calibration.folder / f"latency-{key}.json"
     if not path.exists():
-        space = make_space(settings.model_copy(update={"budget": PROBES}), workload, opened.pixels)
+        space = make_space(settings.model_copy(update={"budget": PROBES}), opened.family, workload, opened.pixels)
         trials = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=settings.seed))
         probes = [space.suggest(trials.ask()) for _ in range(PROBED)]
         measured = measure_latency(opened.family, calibration.samples, probes, workload)

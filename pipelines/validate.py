@@ -70,7 +70,7 @@ def run(settings: Settings) -> dict[str, Row]:
     cached = observed(settings, samples, "heldout")
     objective = Objective(opened.family, cached.samples, settings.search.batch_size, settings.seed)
     latency = study_latency(settings, opened, cached, objective.workload)
-    space = make_space(settings, objective.workload, opened.pixels, latency)
+    space = make_space(settings, opened.family, objective.workload, opened.pixels, latency)
     configs = contenders(settings, space, tuned)
     answers = {name: _answers(opened, samples, config, name) for name, config in configs.items()}
     rows = _rows(samples, answers, configs, objective)

@@ -35,6 +35,7 @@ class Space:
         positions: the choices.
         layouts: of the calibration images, each once.
         pixels: mean and standard deviation of the image processor.
+        first_inner_layer: the first that a step inside the language model may come before.
     """
 
     method: str
@@ -48,10 +49,14 @@ class Space:
     positions: Sequence[str]
     layouts: Sequence[Layout]
     pixels: Normalisation
+    first_inner_layer: int = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= self.layers:
-            raise FlowpruneError(f"search.steps is {self.steps}: choose one of 1 to the model's {self.layers} layers.")
+        most = 1 + self.layers - self.first_inner_layer
+        if not 1 <= self.steps <= most:
+            raise FlowpruneError(
+                f"search.steps is {self.steps}: choose one of 1 to {most}, as many as the model's layers allow."
+            )
         for budget in self.budgets:
             check_reachable(self.measure, budget, self.cost)
 
@@ -93,7 +98,7 @@ class Space:
         """Layers of the steps, strictly increasing from 0, from numbers in [0, 1]."""
         layers = [0]
         for number, place in enumerate(places):
-            first, last = layers[-1] + 1, self.layers - (len(places) - number)
+            first, last = max(layers[-1] + 1, self.first_inner_layer), self.layers - (len(places) - number)
             layers.append(first + min(int(place * (last - first + 1)), last - first))
         return layers
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from multimodal.config import Positions
 from multimodal.errors import FlowpruneError
 from multimodal.layout import Layout
 
@@ -75,6 +76,11 @@ class Family(ABC):
     def patch_size(self) -> int:
         """Patch side in pixels."""
         return self.config.vision_config.patch_size
+
+    @property
+    def positions(self) -> tuple[Positions, ...]:
+        """What can be done with position ids; several rotary axes cannot be numbered anew."""
+        return ("compact", "original") if self.rotary_axes == 1 else ("original",)
 
     @property
     def deepstack_layers(self) -> int:

@@ -97,7 +97,7 @@ def record(path: Path) -> None:
     opened = open_model(settings.model)
     samples = observed(settings, load_samples(settings.data, "calibration", settings.seed), "calibration").samples
     objective = Objective(opened.family, samples, settings.search.batch_size, settings.seed)
-    space = make_space(settings, objective.workload, opened.pixels)
+    space = make_space(settings, opened.family, objective.workload, opened.pixels)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*SEARCHED, *UNIT, "positions", "discrepancy"])
