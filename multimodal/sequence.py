@@ -97,7 +97,9 @@ class Stage:
 
 
 def gather_tokens(values: Tensor, places: Tensor) -> Tensor:
-    """``values[b, places[b]]`` for ``[B or 1, L_before, C]`` and ``[B, L]`` → ``[B, L, C]``."""
+    """``values[b, places[b]]`` for ``[B or 1, L_before, C]`` and ``[B, L]`` → ``[B, L, C]``; axes before B stay."""
+    if values.ndim == 4:  # rotary angles by axis
+        return torch.stack([gather_tokens(axis, places) for axis in values])
     values = values.expand(places.shape[0], -1, -1)
     return values.gather(1, places.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
 
