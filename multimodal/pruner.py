@@ -312,6 +312,10 @@ def check_fits(family: Family, config: PruningConfig) -> None:
             "image_mean and image_std are missing, which entropy needs: take them from processor.image_processor."
         )
     backend = family.text_model.config._attn_implementation
+    if backend == "flex_attention":  # torch 2.14 on a CPU corrupts its memory
+        raise FlowpruneError(
+            "flex_attention does not take the masks of pruned prompts: load the model with attn_implementation='sdpa'."
+        )
     if config.method.biases_attention and "flash" in backend:
         raise FlowpruneError(
             f"recycling_weight needs an additive mask, which {backend} does not take: "

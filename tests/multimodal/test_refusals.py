@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from contracts import assert_restored, families, generated, run_pruned, snapshot
-from oracles import config, tiny
+from oracles import config, text_model, tiny
 from tiny_models import CACHE, ENCODES_FIRST, LAYERS, batch, is_visual, sample
 from transformers import PreTrainedModel, StaticCache
 
@@ -151,6 +151,18 @@ def test_configs_that_do_not_fit_are_refused(fields: dict, message: str) -> None
         pass
     assert "\n" not in str(error.value)
     assert snapshot(model) == before
+
+
+def test_flex_attention_is_refused() -> None:
+    model = tiny("llava_clip")
+    settings = text_model(model).config
+    backend = settings._attn_implementation
+    settings._attn_implementation = "flex_attention"
+    try:
+        with pytest.raises(FlowpruneError, match="attn_implementation='sdpa'"), prune(model, config()):
+            pass
+    finally:
+        settings._attn_implementation = backend
 
 
 def test_cells_that_do_not_fit_are_refused() -> None:
