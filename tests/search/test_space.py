@@ -103,8 +103,18 @@ def test_an_unknown_method_is_refused_by_name():
 
 @pytest.mark.parametrize("steps", [0, 10])
 def test_more_steps_than_layers_are_refused(steps):
-    with pytest.raises(FlowpruneError, match=rf"search\.steps is {steps}: choose one of 1 to the model's 9 layers"):
+    with pytest.raises(FlowpruneError, match=rf"search\.steps is {steps}: choose one of 1 to 9, as many as the model's layers"):
         space(steps=steps)
+
+
+def test_inner_steps_lie_after_the_deepstack():
+    for steps in (2, 4, 5):
+        of = space(steps=steps, first_inner_layer=5)
+        for places in ([0.0] * (steps - 1), [1.0] * (steps - 1), [0.3] * (steps - 1)):
+            layers = of.place_steps(places)
+            assert layers == sorted(set(layers)) and layers[0] == 0 and min(layers[1:]) >= 5 and max(layers) < 9
+    with pytest.raises(FlowpruneError, match=r"search\.steps is 6: choose one of 1 to 5"):
+        space(steps=6, first_inner_layer=5)
 
 
 def cells_of(layout: Layout, side: float) -> int:
