@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint pytest test-oldest support train-tiny ui clean
@@ -31,12 +32,12 @@ lint: install
 	$(BIN)/lint-imports --no-cache
 
 pytest: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 
 test-oldest: ## The library's tests on the oldest supported transformers, in .venv-oldest.
 	test -d $(OLDEST) || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' transformers==5.0.0
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest tests/multimodal
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest tests/multimodal $(PARALLEL)
 
 support: install ## Write the README's table of families, prompts and attention backends from what the suites run.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/multimodal/test_pruner.py tests/multimodal/test_conversations.py -k "masking or reason or later_images" --support README.md

@@ -34,7 +34,7 @@ def app(cfg: DictConfig) -> None:
             for each in settings.each_budget() if stage in OF_ONE_CONFIG else [settings]:
                 importlib.import_module(f"pipelines.{stage}").run(each)
     except FlowpruneError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         console.print("[yellow]interrupted: what is finished is kept, the same command goes on.[/]")
@@ -53,7 +53,7 @@ def main() -> None:
     try:
         app()
     except (HydraException, OmegaConfBaseException) as error:
-        console.print(f"[bold red]error:[/] {escape(override_sentence(error))}", highlight=False)
+        console.print(f"[bold red]error:[/] {escape(override_sentence(error))}", highlight=False, soft_wrap=True)
         sys.exit(USER_ERROR)
 
 

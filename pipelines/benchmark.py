@@ -18,7 +18,7 @@ from multimodal.costs import Workload, estimate
 from multimodal.families import Family, family_of
 from multimodal.importance import grey_entropy
 from multimodal.observation import VisionObservation, unnormalised
-from multimodal.prompt import importance_maps
+from multimodal.prompt import importance_maps, locate
 from multimodal.pruned_prompt import PrunedPrompt
 from multimodal.pruner import Pruner
 from multimodal.vision import Normalisation, watch_vision
@@ -115,9 +115,9 @@ def _config(
         return load_config(settings, settings.benchmark.config)
     prompts = []
     for each in inputs:
-        layouts = family.layouts(each)
-        text_tokens = each["input_ids"].shape[1] - sum(layout.visual_tokens for layout in layouts)
-        prompts.append((layouts, text_tokens))
+        images = locate(family, each["input_ids"], {"image": (family.layouts(each), None)}, blocks=None)
+        text_tokens = each["input_ids"].shape[1] - sum(layout.visual_tokens for layout in images.layouts)
+        prompts.append((images.layouts, text_tokens))
     return untuned_config(settings, make_space(settings, family, Workload(family.text_model.config, prompts), pixels))
 
 

@@ -83,6 +83,8 @@ def overlay_panels(
 
 def _views(pixels: Tensor, layout: Layout, image: Image.Image) -> list[Image.Image]:
     """What each grid looks at: the picture as the processor resized it for the base view, as it was for tiles."""
+    if pixels.ndim < 4:  # flattened patches of a picture that kept its proportions
+        return [image] * len(layout.grids)
     height, width = pixels.shape[-2:]
     return [image.resize((width, height)), *[image] * (len(layout.grids) - 1)]
 

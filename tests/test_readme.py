@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from multimodal import PruningConfig, PruningStep
+from multimodal.families import Family
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,6 +20,22 @@ def test_the_first_example_runs(tmp_path, monkeypatch, capsys):
     unpruned, pruned, report = capsys.readouterr().out.splitlines()
     assert unpruned.rsplit("]")[0] == pruned.rsplit("]")[0]  # the same answers
     assert report.startswith("256 [51, 5] 0.1")
+
+
+def test_the_table_of_families_is_whole():
+    text = (ROOT / "README.md").read_text()
+    table = text[text.index("<!-- support:") : text.index("<!-- support ends -->")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("| `")
+    ]
+    assert {row[0].strip("`") for row in rows[1:]} == set(Family.registry)
+    reasons = re.findall(r"^\d+\. .+\.$", table, re.MULTILINE)
+    for row in rows[1:]:
+        for cell in row[1:]:  # what ran on every backend, or a reason
+            numbers = re.findall(r"\[(\d+)\]", cell)
+            assert cell == "eager, sdpa, flash" or numbers
+            assert all(int(number) <= len(reasons) for number in numbers)
+    assert "failed" not in table and "not tested" not in table
 
 
 def _run(code: str) -> dict:

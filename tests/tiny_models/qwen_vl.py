@@ -14,6 +14,8 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
 )
 
 from tiny_models.family import (
@@ -78,6 +80,19 @@ def qwen3() -> PreTrainedModel:
         Qwen3VLConfig(
             vision_config=TOWER | tower | {"deepstack_visual_indexes": [0, 2]},
             text_config=WORDS_MODEL | {"head_dim": 8, "rope_parameters": ROTARY | {"mrope_interleaved": True}},
+            **SHARED,
+        )
+    )
+
+
+def qwen3_moe() -> PreTrainedModel:
+    tower = {"hidden_size": 24, "out_hidden_size": 32, "intermediate_size": 32, "num_position_embeddings": 64}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
+    rotary = {"head_dim": 8, "rope_parameters": ROTARY | {"mrope_interleaved": True}}
+    return Qwen3VLMoeForConditionalGeneration(
+        Qwen3VLMoeConfig(
+            vision_config=TOWER | tower | {"deepstack_visual_indexes": [0, 2]},
+            text_config=WORDS_MODEL | experts | rotary,
             **SHARED,
         )
     )
@@ -202,4 +217,5 @@ FAMILIES = {
     "qwen2_vl": family(qwen2),
     "qwen2_5_vl": family(qwen2_5, window=WINDOW // PATCH // MERGE),
     "qwen3_vl": family(qwen3, time_stamps=True),
+    "qwen3_vl_moe": family(qwen3_moe, time_stamps=True),
 }
