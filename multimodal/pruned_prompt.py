@@ -3,41 +3,19 @@
 Knows tensors and methods; knows nothing of hooks. The pruner drives it from hooks, the search from cached features.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy, deepcopy
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from multimodal.config import PruningConfig
-from multimodal.costs import kept_count
-from multimodal.errors import FlowpruneError
 from multimodal.families import Family
-from multimodal.layout import Layout
 from multimodal.masks import Keys, attention_mask, sliding_window
-from multimodal.methods import VisualTokens
 from multimodal.prompt import Prompt
 from multimodal.sequence import Stage, gather_positions, gather_tokens
-
-
-@dataclass(frozen=True)
-class _Group:
-    """The prunable tokens, still there, of images that share a layout: ``[images, n]`` each."""
-
-    images: tuple[int, ...]  # their places in the prompt
-    layout: Layout
-    rows: Tensor  # their batch rows [images]
-    slots: Tensor  # places in the current stage
-    index: Tensor  # which of the layout's patch tokens
-    importance: Tensor | None
-
-    def to(self, device: torch.device) -> "_Group":
-        importance = None if self.importance is None else self.importance.to(device)
-        rows, slots, index = (t.to(device) for t in (self.rows, self.slots, self.index))
-        return _Group(self.images, self.layout, rows, slots, index, importance)
+from multimodal.step import Group, group_images, take_step
 
 
 class PrunedPrompt:
@@ -60,7 +38,7 @@ class PrunedPrompt:
         self._config = config
         self._text = family.text_model.config
         self._steps = {step.layer: number for number, step in enumerate(config.schedule)}
-        self._groups: list[_Group] = []
+        self._groups: list[Group] = []
         self._first_length = 0
         self._new = 0  # tokens since the prompt, those of the present forward included
         self._shift: Tensor | int = 0 if past is None else past._shift  # of compact positions, by row
@@ -107,13 +85,13 @@ class PrunedPrompt:
         self._valid = valid
         position_ids = position_ids - self._shift
         stage = Stage.unpruned(valid, lengths)
-        self._groups = self._grouped(embeds.device)
+        self._groups = group_images(self.prompt, self._config.method, embeds.device)
         self.stages[0] = stage
         if 0 in self._steps:
             is_visual = self.is_visual.to(embeds.device)
             levels = [embeds.new_zeros(embeds.shape).masked_scatter(is_visual[..., None], level) for level in deepstack]
-            (embeds, *levels), stage = self._step(0, stage, [embeds, *levels])
-            self.stages[0] = stage
+            embeds, *levels = self._take_step(0, stage, [embeds, *levels])
+            stage = self.stages[0]
             left = is_visual.gather(1, stage.index) & stage.valid
             deepstack = [level[left] for level in levels]
             position_ids = self._positions(position_ids, stage)
@@ -193,7 +171,7 @@ class PrunedPrompt:
         """
         begun = self._begun(layer)
         if layer in self._steps and layer > 0 and layer not in self.stages:
-            [hidden], self.stages[layer] = self._step(layer, self.stages[begun], [hidden])
+            [hidden] = self._take_step(layer, self.stages[begun], [hidden])
             begun = layer
         changed: dict[str, Any] = {"position_ids": None}
         window, cache = self._window(layer), inputs.get(self._family.cache_name)
@@ -210,6 +188,14 @@ class PrunedPrompt:
                 lambda: tuple(gather_tokens(part, from_first.to(part.device)) for part in rotary),
             )
         return hidden, changed
+
+    def _take_step(self, layer: int, stage: Stage, carried: list[Tensor]) -> list[Tensor]:
+        """Take a layer's step; what the tokens that are left carry."""
+        ratio = self._config.schedule[self._steps[layer]].keep_ratio
+        left, self.stages[layer], self._groups = take_step(
+            self._config.method, layer, ratio, stage, self._groups, carried
+        )
+        return left
 
     def _begun(self, layer: int) -> int:
         """The layer at which the stage of this one begins."""
@@ -284,85 +270,6 @@ class PrunedPrompt:
         assert self.prompt.blocks is not None
         stage = self.stages[layer]
         return self.prompt.blocks.to(stage.index.device).gather(1, stage.index)
-
-    def _grouped(self, device: torch.device) -> list[_Group]:
-        """Images by layout, each with the importance map over its patch tokens."""
-        maps = self.prompt.maps
-        members = defaultdict(list)
-        for image, layout in enumerate(self.prompt.layouts):
-            members[layout if self._config.method.exact else (layout, image)].append(image)
-        groups = []
-        for images in members.values():
-            layout = self.prompt.layouts[images[0]]
-            patches = layout.patch_places
-            places = torch.stack([self.prompt.places[image] for image in images])
-            groups.append(
-                _Group(
-                    tuple(images),
-                    layout,
-                    torch.tensor([self.prompt.rows[image] for image in images], device=device),
-                    places[:, patches].to(device),
-                    torch.arange(layout.patch_tokens, device=device).expand(len(images), -1),
-                    None
-                    if maps is None
-                    else torch.stack([maps[image] for image in images]).to(device)[:, patches.to(device)],
-                )
-            )
-        return groups
-
-    def _step(self, layer: int, stage: Stage, carried: list[Tensor]) -> tuple[list[Tensor], Stage]:
-        """Select, merge and gather at one step.
-
-        Args:
-            layer: that the step comes before.
-            stage: the sequence so far.
-            carried: what its tokens carry, ``[B, L, C]`` each; first their hidden states.
-        """
-        hidden = carried[0]
-        stage = stage.to(hidden.device)
-        keep_ratio = self._config.schedule[self._steps[layer]].keep_ratio
-        keep = stage.valid.clone()
-        lengths = list(stage.lengths)
-        bias = stage.bias
-        method, weight = self._config.method, self._config.method.biases_attention
-        befores = [group.to(hidden.device) for group in self._groups]
-        afters, merges = [], []
-        for group in befores:
-            rows = group.rows.unsqueeze(1)
-            tokens = VisualTokens(layer, group.layout, group.index, hidden[rows, group.slots], group.importance)
-            newlines = len(group.layout.newlines)
-            count = kept_count(group.layout, keep_ratio, group.slots.shape[1] + newlines) - newlines
-            reduced = method.reduce(tokens, count)
-            if method.exact and reduced.kept.shape[1] != count:
-                raise FlowpruneError(
-                    f"{method.name} left {reduced.kept.shape[1]} tokens: it must leave exactly {count}."
-                )
-            slots = group.slots.gather(1, reduced.kept)
-            keep[rows, group.slots] = False
-            keep[rows, slots] = True
-            if reduced.sizes is not None and weight > 0:
-                bias = torch.zeros(stage.index.shape, device=hidden.device) if bias is None else bias
-                bias = bias.index_put((rows, slots), weight * reduced.sizes.log())
-            if reduced.importance is None and group.importance is not None:
-                reduced = reduced._replace(importance=group.importance.gather(1, reduced.kept))
-            for image in group.images:
-                lengths[self.prompt.rows[image]] -= group.slots.shape[1] - slots.shape[1]
-            index = group.index.gather(1, reduced.kept)
-            afters.append(replace(group, slots=slots, index=index, importance=reduced.importance))
-            merges.append(reduced.merge)
-        new_lengths = tuple(lengths)
-        after = stage.places_after(keep, new_lengths)
-        self._groups = [replace(g, slots=after[g.rows.unsqueeze(1), g.slots]) for g in afters]
-        stage = stage.keep(keep, new_lengths, bias, first=layer == 0)
-        left = [stage.rows(states) for states in carried]
-        for before, group, merge in zip(befores, self._groups, merges, strict=True):
-            if merge is not None:
-                rows = group.rows.unsqueeze(1)
-                left = [
-                    states.index_put((rows, group.slots), merge(unpruned[rows, before.slots]))
-                    for states, unpruned in zip(left, carried, strict=True)
-                ]
-        return left, stage
 
     def _following_positions(self, length: int, device: torch.device) -> Tensor:
         if self._past is not None:

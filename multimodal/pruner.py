@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from weakref import WeakSet
@@ -13,36 +12,18 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel, QuantizedCache
 
 from multimodal.config import PruningConfig
-from multimodal.costs import kv_bytes
 from multimodal.errors import FlowpruneError
-from multimodal.families import Family, family_of
+from multimodal.families import family_of
+from multimodal.fitting import check_fits
 from multimodal.layout import Layout
-from multimodal.masks import sliding_window
 from multimodal.observation import VisionObservation
 from multimodal.prompt import Encoded, Prompt, importance_maps, locate
 from multimodal.pruned_prompt import PrunedPrompt
+from multimodal.report import SampleReport, reports
 from multimodal.vision import Modality, watch_vision
 
 PROMPT = "flowprune_prompt"  # attribute of a cache, so that copies of it and later blocks know what was pruned
 _in_use: WeakSet[nn.Module] = WeakSet()
-
-
-@dataclass(frozen=True)
-class SampleReport:
-    """What happened to one sample of the last prefill.
-
-    Args:
-        visual_tokens: of the unpruned prompt.
-        kept: visual tokens left after each step, in the unpruned conversation's coordinates, padding not counted.
-        retention: visual tokens seen by a layer ÷ original ones, averaged over layers; 1 for a text-only sample.
-        kv_bytes, kv_bytes_unpruned: of the prompt's keys and values, all layers.
-    """
-
-    visual_tokens: int
-    kept: tuple[Tensor, ...]
-    retention: float
-    kv_bytes: int
-    kv_bytes_unpruned: int
 
 
 @contextmanager
@@ -122,7 +103,7 @@ class Pruner:
     def report(self) -> list[SampleReport]:
         """One entry a sample of this thread's last prefill; none if that had no images at all."""
         last = self._forward.last
-        return [] if last is None else _report(self.family, self.config, last)
+        return [] if last is None else reports(self.family, self.config, last)
 
     def _see_encoded(self, modality: Modality, layouts: list[Layout], vision: list[VisionObservation]) -> None:
         self._forward.encoded[modality] = layouts, importance_maps(self.family, self.config, layouts, vision)
@@ -278,73 +259,3 @@ def _drop_rejected(pruned: PrunedPrompt, cache: Cache, mask: Tensor, queries: in
     for number, layer in enumerate(layers):
         if (rejected := layer.get_seq_length() - pruned.cached(number, tokens)) > 0:
             layer.crop(-rejected)
-
-
-def check_fits(family: Family, config: PruningConfig) -> None:
-    """Refuse a config that the model cannot follow.
-
-    Raises:
-        FlowpruneError: one sentence that names the field and the fix.
-    """
-    architecture, layers = type(family.model).__name__, len(family.text_layers)
-    if config.model is not None and config.model.architecture != architecture:
-        raise FlowpruneError(
-            f"model.architecture is {config.model.architecture}, but the model is a {architecture}: "
-            "search a config for this model."
-        )
-    for number, step in enumerate(config.schedule):
-        if step.layer >= layers:
-            raise FlowpruneError(
-                f"schedule.{number}.layer is {step.layer}, but the model has {layers} layers: "
-                f"choose one of 0 to {layers - 1}."
-            )
-        if 0 < step.layer < family.deepstack_layers:
-            raise FlowpruneError(
-                f"schedule.{number}.layer is {step.layer}, but the model adds visual features again up to its layer "
-                f"{family.deepstack_layers}: choose 0, or one of {family.deepstack_layers} to {layers - 1}."
-            )
-    if config.positions not in family.positions:
-        raise FlowpruneError("positions 'compact' does not fit several rotary axes: set positions to 'original'.")
-    for layer in config.method.vision_layers:
-        family.vision_layer(layer)
-    if config.method.needs_entropy and config.normalisation is None:
-        raise FlowpruneError(
-            "image_mean and image_std are missing, which entropy needs: take them from processor.image_processor."
-        )
-    backend = family.text_model.config._attn_implementation
-    if backend == "flex_attention":  # torch 2.14 on a CPU corrupts its memory
-        raise FlowpruneError(
-            "flex_attention does not take the masks of pruned prompts: load the model with attn_implementation='sdpa'."
-        )
-    if config.method.biases_attention and "flash" in backend:
-        raise FlowpruneError(
-            f"recycling_weight needs an additive mask, which {backend} does not take: "
-            "set it to 0 or load the model with attn_implementation='sdpa'."
-        )
-    slides = any(sliding_window(family.text_model.config, layer) is not None for layer in range(layers))
-    if "flash" in backend and (slides or family.bidirectional):
-        raise FlowpruneError(
-            f"{backend} takes no mask for sliding windows of pruned tokens or for image tokens that attend both ways: "
-            "load the model with attn_implementation='sdpa'."
-        )
-
-
-def _report(family: Family, config: PruningConfig, pruned: PrunedPrompt) -> list[SampleReport]:
-    text = family.text_model.config
-    element_bytes = family.text_model.dtype.itemsize
-    layers = text.num_hidden_layers
-    reports = []
-    for total, visual, kept in pruned.rows():
-        left = [visual] * layers
-        for step, places in zip(config.schedule, kept, strict=True):
-            left[step.layer :] = [len(places)] * (layers - step.layer)
-        reports.append(
-            SampleReport(
-                visual_tokens=visual,
-                kept=kept,
-                retention=sum(left) / (layers * visual) if visual else 1.0,
-                kv_bytes=kv_bytes(text, [total - visual + n for n in left], element_bytes),
-                kv_bytes_unpruned=kv_bytes(text, [total] * layers, element_bytes),
-            )
-        )
-    return reports

@@ -1,0 +1,55 @@
+"""Whether a config fits a model: checked before anything is touched or computed."""
+
+from multimodal.config import PruningConfig
+from multimodal.errors import FlowpruneError
+from multimodal.families import Family
+from multimodal.masks import sliding_window
+
+
+def check_fits(family: Family, config: PruningConfig) -> None:
+    """Refuse a config that the model cannot follow.
+
+    Raises:
+        FlowpruneError: one sentence that names the field and the fix.
+    """
+    architecture, layers = type(family.model).__name__, len(family.text_layers)
+    if config.model is not None and config.model.architecture != architecture:
+        raise FlowpruneError(
+            f"model.architecture is {config.model.architecture}, but the model is a {architecture}: "
+            "search a config for this model."
+        )
+    for number, step in enumerate(config.schedule):
+        if step.layer >= layers:
+            raise FlowpruneError(
+                f"schedule.{number}.layer is {step.layer}, but the model has {layers} layers: "
+                f"choose one of 0 to {layers - 1}."
+            )
+        if 0 < step.layer < family.deepstack_layers:
+            raise FlowpruneError(
+                f"schedule.{number}.layer is {step.layer}, but the model adds visual features again up to its layer "
+                f"{family.deepstack_layers}: choose 0, or one of {family.deepstack_layers} to {layers - 1}."
+            )
+    if config.positions not in family.positions:
+        raise FlowpruneError("positions 'compact' does not fit several rotary axes: set positions to 'original'.")
+    for layer in config.method.vision_layers:
+        family.vision_layer(layer)
+    if config.method.needs_entropy and config.normalisation is None:
+        raise FlowpruneError(
+            "image_mean and image_std are missing, which entropy needs: take them from processor.image_processor."
+        )
+    backend = family.text_model.config._attn_implementation
+    if backend == "flex_attention":  # torch 2.14 on a CPU corrupts its memory
+        raise FlowpruneError(
+            "flex_attention does not take the masks of pruned prompts: load the model with attn_implementation='sdpa'."
+        )
+    if config.method.biases_attention and "flash" in backend:
+        raise FlowpruneError(
+            f"recycling_weight needs an additive mask, which {backend} does not take: "
+            "set it to 0 or load the model with attn_implementation='sdpa'."
+        )
+    slides = any(sliding_window(family.text_model.config, layer) is not None for layer in range(layers))
+    if "flash" in backend and (slides or family.bidirectional):
+        raise FlowpruneError(
+            f"{backend} takes no mask for sliding windows of pruned tokens or for image tokens that attend both ways: "
+            "load the model with attn_implementation='sdpa'."
+        )
