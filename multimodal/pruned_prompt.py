@@ -117,6 +117,10 @@ class PrunedPrompt:
         """Tokens of the unpruned conversation that have been read, padding counted."""
         return self._before + self._valid.shape[1] + self._new
 
+    def tokens_at(self, cached: int) -> int:
+        """Tokens of the unpruned conversation, of those read, when the first layer had cached ``cached``."""
+        return self.tokens - (self.cached(0, self.tokens) - cached)
+
     @property
     def _before(self) -> int:
         return 0 if self._past is None else self._past.tokens

@@ -218,10 +218,11 @@ def _following(known: PrunedPrompt, cache: Cache, kwargs: dict[str, Any], first_
     by_token = ("input_ids", "inputs_embeds", "position_ids", "token_type_ids", "mm_token_type_ids")
     given = {name: kwargs[name] for name in by_token if kwargs.get(name) is not None}
     queries = (given["input_ids"] if "input_ids" in given else given["inputs_embeds"]).shape[1]
+    cached = cache.get_seq_length()
     changed: dict[str, Any] = {}
     if queries > 1 and (total := _told_length(kwargs, first_position)) is not None:
-        new = total - known.tokens
-        if total - queries == cache.get_seq_length() and 0 < new < queries:
+        new = total - known.tokens_at(cached)
+        if total - queries == cached and 0 < new < queries:
             # generate() has cut a conversation by what the cache holds, which is less than was read
             changed = {name: t[:, -new:] if name == "inputs_embeds" else t[..., -new:] for name, t in given.items()}
             queries = new

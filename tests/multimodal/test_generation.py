@@ -135,15 +135,17 @@ def test_rejected_guesses_leave_the_cache(name: str, attention: str, chosen: Pru
     expected = run_pruned(model, inputs, chosen, forced)[2]
     length = inputs["input_ids"].shape[1]
     with prune(model, chosen):
-        for with_prompt in (False, True):  # whether the first guesses are read along with the prompt
+        for left in (False, True):  # whether rejected guesses are left, the first of them read along with the prompt
             wrong = forced.new_full((1, guesses), 9)
-            prompt = extended(model, inputs, wrong) if with_prompt else inputs
+            prompt = extended(model, inputs, wrong) if left else inputs
             output = model(**prompt, **{CACHE: recording_cache(model)})
             for step in range(0, 4, 2):
                 tokens = torch.cat([forced[:, step : step + 2], wrong], 1)
                 mask = torch.ones(1, length + step + tokens.shape[1], dtype=torch.long)
                 output = model(input_ids=tokens, attention_mask=mask, **{CACHE: output[CACHE]})
                 torch.testing.assert_close(output.logits[:, :2], expected[:, step : step + 2], **EXACT)
+                if not left:
+                    output[CACHE].crop(-guesses)
 
 
 def test_a_mask_over_what_is_cached_cuts_nothing() -> None:
