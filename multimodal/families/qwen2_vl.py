@@ -1,6 +1,7 @@
 """Qwen2-VL: images and videos of any size, 2×2 patches merged into a visual token, three rotary axes."""
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ class Qwen2VL(Family):
         }
 
     def token_inputs(self, input_ids: Tensor) -> dict[str, Tensor]:
+        if "mm_token_type_ids" not in signature(self.model.forward).parameters:
+            return {}  # older versions find out by themselves
         kinds = input_ids.eq(self.config.image_token_id).long() + 2 * input_ids.eq(self.config.video_token_id).long()
         return {"mm_token_type_ids": kinds}
 

@@ -1,5 +1,6 @@
 """Qwen2-VL, Qwen2.5-VL and Qwen3-VL, images of several sizes and videos."""
 
+import inspect
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -34,6 +35,8 @@ PATCH, MERGE, FRAMES = 4, 2, 2  # pixels, patches along a merge unit, frames of 
 GRIDS = [(6, 8), (4, 4), (8, 6), (10, 4)]  # patches
 VIDEO = (3, 4, 6)  # pairs of frames, patches
 WINDOW = 16  # pixels: two merge units
+# older versions find out by themselves what each token stands for
+TAKES_KINDS = "mm_token_type_ids" in inspect.signature(Qwen2VLForConditionalGeneration.forward).parameters
 SHARED: dict[str, Any] = {
     "image_token_id": IMAGE_TOKEN,
     "video_token_id": VIDEO_TOKEN,
@@ -190,7 +193,8 @@ def tower_order(window: int | None, model: PreTrainedModel, inputs: dict) -> lis
 
 
 def token_inputs(ids: Tensor) -> dict[str, Tensor]:
-    return {"mm_token_type_ids": (ids == IMAGE_TOKEN).long() + 2 * (ids == VIDEO_TOKEN).long()}
+    kinds = (ids == IMAGE_TOKEN).long() + 2 * (ids == VIDEO_TOKEN).long()
+    return {"mm_token_type_ids": kinds} if TAKES_KINDS else {}
 
 
 def vision_attention(model: PreTrainedModel) -> nn.Module:
