@@ -3,7 +3,7 @@
 One file a family; every module of this package with ``FAMILIES`` is imported, so a new file is a new family.
 """
 
-import importlib
+import importlib.util
 import inspect
 import pkgutil
 from typing import Any
@@ -23,13 +23,27 @@ CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters e
 # whether generate() encodes images before it copies and chunks prompts; if not, it mixes up the images of copied
 # prompts that have several, and reads no image in chunks
 ENCODES_FIRST = "mm_encoder_outputs" in inspect.signature(LlavaModel.forward).parameters
+# whether generate() reads the new turn of a conversation alone; if not, it wants the whole conversation again
+READS_NEW_TURNS = "cache_position" not in inspect.signature(LlamaModel.forward).parameters
+# whether the hidden states that a vision tower is asked for are kept by thread
+CAPTURES_BY_THREAD = importlib.util.find_spec("transformers.utils.output_capturing") is not None
 BY_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 FAMILIES: dict[str, TinyFamily] = {}
 for _module in pkgutil.iter_modules(__path__):
     FAMILIES |= getattr(importlib.import_module(f"{__name__}.{_module.name}"), "FAMILIES", {})
 
-__all__ = ["CACHE", "ENCODES_FIRST", "FAMILIES", "IMAGE_TOKEN", "LAYERS", "VIDEO_TOKEN", "WORDS"]
+__all__ = [
+    "CACHE",
+    "CAPTURES_BY_THREAD",
+    "ENCODES_FIRST",
+    "FAMILIES",
+    "IMAGE_TOKEN",
+    "LAYERS",
+    "READS_NEW_TURNS",
+    "VIDEO_TOKEN",
+    "WORDS",
+]
 
 
 def build(name: str, attention: str = "sdpa", seed: int = 0) -> PreTrainedModel:
