@@ -1,7 +1,7 @@
 """Stage cancel: stop the workers of a search; what is finished is kept, what ran waits for the next ones."""
 
 from pipelines.cluster import Launched
-from pipelines.cluster.follow import wait_for
+from pipelines.cluster.following import wait_for
 from pipelines.console import console
 from pipelines.settings import Settings
 from pipelines.storage import known_study
@@ -18,8 +18,9 @@ def run(settings: Settings) -> None:
     study = known_study(settings)
     done = 0
     if study is not None:
-        Reaper(study, settings.search.trials).reap()
+        Reaper(study, settings.search.trials).reap(study.get_trials(deepcopy=False))
         done = len(done_trials(study))
     console.print(
-        f"{count} workers stopped with {done} of {settings.search.trials} trials done; stages=[search] goes on."
+        f"{count} workers stopped with {done} of {settings.search.trials} trials done; stages=[search] goes on.",
+        markup=False,
     )

@@ -39,7 +39,7 @@ def run(settings: Settings) -> optuna.Study:
     check(settings)
     search = join(settings)
     study, target = search.study, settings.search.trials
-    dead = Reaper(study, target).reap()
+    dead = Reaper(study, target).reap(study.get_trials(deepcopy=False))
     if dead:
         console.print(f"[yellow]trials {dead} were left by a process that died: failed, and queued once more[/]")
     with tracked(settings, study) as tracker:

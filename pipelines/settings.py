@@ -12,7 +12,9 @@ from multimodal import FlowpruneError
 from multimodal.config import Measure, Positions
 from multimodal.errors import one_sentence
 
-Stage = Literal["calibrate", "search", "validate", "export", "maps", "generate", "benchmark", "watch", "cancel", "sync"]
+Stage = Literal[
+    "calibrate", "search", "validate", "export", "maps", "generate", "benchmark", "watch", "cancel", "sync", "proxy"
+]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 
@@ -175,7 +177,22 @@ class LocalCluster(_Group):
     workers: int = Field(ge=1)
 
 
-ClusterSettings = Annotated[NoCluster | LocalCluster, Field(discriminator="kind")]
+class SlurmCluster(_Group):
+    """conf/cluster/slurm.yaml."""
+
+    kind: Literal["slurm"]
+    workers: int = Field(ge=1)
+    partition: str | None
+    account: str | None
+    qos: str | None
+    gpus: int = Field(ge=0)
+    cpus: int = Field(ge=1)
+    memory: str | None
+    hours: float = Field(gt=0)
+    options: dict[str, Any]
+
+
+ClusterSettings = Annotated[NoCluster | LocalCluster | SlurmCluster, Field(discriminator="kind")]
 
 
 class TrackingSettings(_Group):
@@ -211,6 +228,13 @@ class BenchmarkSettings(_Group):
     text_tokens: int = Field(ge=1)
 
 
+class ProxySettings(_Group):
+    """The proxy stage."""
+
+    host: str
+    port: int
+
+
 class Settings(_Group):
     """conf/config.yaml, composed."""
 
@@ -232,6 +256,7 @@ class Settings(_Group):
     generate: GenerateSettings
     maps: MapsSettings
     benchmark: BenchmarkSettings
+    proxy: ProxySettings
 
     @model_validator(mode="after")
     def _a_front_has_several_budgets(self) -> "Settings":

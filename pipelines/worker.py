@@ -39,9 +39,9 @@ def main() -> None:
     quieten_libraries()
     for number in SIGNALS:
         signal.signal(number, _stop)
-    settings, worker = Settings.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8")), int(sys.argv[2])
     try:
-        run(settings, worker)
+        settings = Settings.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
+        run(settings, int(sys.argv[2]))
     except FlowpruneError as error:
         sys.exit(f"\n{ERROR}{error}")
     except KeyboardInterrupt:
@@ -53,7 +53,9 @@ def main() -> None:
 
 
 def _stop(number: int, _: FrameType | None) -> None:
-    raise KeyboardInterrupt(signal.Signals(number).name)
+    for further in SIGNALS:  # Slurm sends several
+        signal.signal(further, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

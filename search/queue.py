@@ -36,18 +36,20 @@ def fill(study: optuna.Study, target: int) -> bool:
     return bool(missing)
 
 
-def claim(study: optuna.Study, target: int, worker: dict[str, str]) -> FrozenTrial | None:
+def claim(
+    study: optuna.Study, trials: Sequence[FrozenTrial], target: int, worker: dict[str, str]
+) -> FrozenTrial | None:
     """Take the first waiting trial, and nobody else does.
 
     Args:
         study: the study.
+        trials: all of it, as it is.
         target: its slots.
         worker: user attributes that say who took it.
 
     Returns:
         The trial, running from here on; None if none waits.
     """
-    trials = study.get_trials(deepcopy=False)
     for trial in trials:
         if trial.state != TrialState.WAITING or (_slot(trial) or 0) >= target:
             continue

@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -68,13 +68,16 @@ class Reaper:
         self._looked = -float("inf")
         self._seen: dict[int, tuple[object, int]] = {}  # trial: what it last showed, looks that saw the same
 
-    def reap(self) -> list[int]:
+    def reap(self, trials: Sequence[FrozenTrial]) -> list[int]:
         """Fail dead workers' trials and queue them again.
+
+        Args:
+            trials: of the study, as it is.
 
         Returns:
             Their numbers.
         """
-        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
         dead = [trial for trial in running if is_dead_here(trial)]
         now = time.monotonic()
         if now - self._looked >= self._seconds:

@@ -191,9 +191,12 @@ def run_worker(
         return found if len(study.directions) == 1 else (found, space.cost(config.schedule))
 
     reaper, crashes = Reaper(study, trials), 0
-    while len(done_trials(study)) < trials:
-        reaper.reap()
-        claimed = claim(study, trials, whoami())
+    while True:
+        known = study.get_trials(deepcopy=False)  # once a trial: databases are slow to tell all
+        if sum(trial.state == TrialState.COMPLETE for trial in known) >= trials:
+            return
+        reaper.reap(known)
+        claimed = claim(study, known, trials, whoami())
         if claimed is None:
             if not fill(study, trials):
                 time.sleep(random.uniform(0.2, 1.0))  # the last trials run elsewhere, and may yet come back
@@ -249,5 +252,5 @@ def interruptible(study: optuna.Study, trials: int) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        Reaper(study, trials).reap()
+        Reaper(study, trials).reap(study.get_trials(deepcopy=False))
         raise

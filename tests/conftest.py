@@ -1,12 +1,18 @@
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import engines
 import pytest
 import torch
 from hypothesis import settings
 from mlflow.tracking import MlflowClient
 from mlflow_server import MlflowServer
+
+ROOT = Path(__file__).parents[1]
 
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
@@ -41,3 +47,38 @@ def mlflow_server(tmp_path_factory, empty_store) -> Iterator[MlflowServer]:
     server = MlflowServer(folder)
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[engines.Postgres]:
+    if not engines.POSTGRES:
+        pytest.skip("no PostgreSQL here: apt-get install postgresql")
+    pytest.importorskip("psycopg2")
+    with engines.postgres() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PGPASSWORD", engines.PASSWORD)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def proxy(postgres) -> Iterator[dict]:
+    """Optuna's gRPC proxy over the database, from the command line."""
+    pytest.importorskip("grpc")
+    port = engines.free_port()
+    options = [f"storage.{name}={value}" for name, value in postgres.settings.items()]
+    command = [sys.executable, "-m", "pipelines", "stages=[proxy]", "storage=postgres", *options, f"proxy.port={port}"]
+    server = subprocess.Popen(command, cwd=postgres.folder, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    try:
+        engines.wait_until(lambda: engines.answers(port), 60, "the proxy's answer")
+        yield {"host": "127.0.0.1", "port": port}
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[dict[str, str]]:
+    missing = [program for program in engines.SLURM if shutil.which(program) is None]
+    if missing:
+        pytest.skip(f"no Slurm here ({', '.join(missing)}): apt-get install slurmctld slurmd slurm-client munge")
+    with engines.slurm() as environment:
+        yield environment

@@ -1,6 +1,7 @@
 """The workers of a study that were launched, from this process or an earlier one."""
 
 import json
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,15 +47,15 @@ class Launched:
         entries = [vars(worker) for worker in self.workers + workers]
         self._list.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
 
-    def alive(self) -> list[Worker]:
-        """Those that run or wait to run."""
+    def alive(self) -> dict[Worker, str]:
+        """Those that run or wait to run, and how they stand."""
         by_kind = {kind: [w for w in self.workers if w.kind == kind] for kind in LAUNCHERS}
-        ids = {kind: set(LAUNCHERS[kind].alive([w.id for w in found])) for kind, found in by_kind.items() if found}
-        return [worker for worker in self.workers if worker.id in ids[worker.kind]]
+        states = {kind: LAUNCHERS[kind].alive([w.id for w in found]) for kind, found in by_kind.items() if found}
+        return {w: states[w.kind][w.id] for w in self.workers if w.id in states[w.kind]}
 
-    def failed(self) -> dict[int, str]:
-        """Why those failed that did, by their number."""
-        gone = [worker for worker in self.workers if worker not in self.alive()]
+    def failed(self, alive: Container[Worker]) -> dict[int, str]:
+        """Why those failed that did, by their number; ``alive`` is what :meth:`alive` said."""
+        gone = [worker for worker in self.workers if worker not in alive]
         reasons = {w.number: LAUNCHERS[w.kind].why(self.folder, w.number, w.id) for w in gone}
         return {number: reason for number, reason in reasons.items() if reason is not None}
 

@@ -2,6 +2,6 @@
 
 from types import ModuleType
 
-from pipelines.cluster import local
+from pipelines.cluster import local, slurm
 
-LAUNCHERS: dict[str, ModuleType] = {"local": local}
+LAUNCHERS: dict[str, ModuleType] = {"local": local, "slurm": slurm}

@@ -53,9 +53,9 @@ def launch(settings: Settings, folder: Path, numbers: Sequence[int]) -> list[str
     return processes
 
 
-def alive(ids: Sequence[str]) -> list[str]:
-    """Those of the processes that run."""
-    return [process for process in ids if _runs(int(process))]
+def alive(ids: Sequence[str]) -> dict[str, str]:
+    """Those of the processes that run, and how they stand."""
+    return {process: "running" for process in ids if _runs(int(process))}
 
 
 def why(folder: Path, number: int, process: str) -> str | None:

@@ -48,6 +48,7 @@ def flowprune(tmp_path, model_path, monkeypatch, capsys):
             f"tracking.artifacts={tmp_path}/artifacts",
         ]
         named = {override.split("=")[0] for override in overrides}
+        named |= {"storage.path"} if {"storage=postgres", "storage=grpc"} & set(overrides) else set()
         arguments = [argument for argument in base if argument.split("=")[0] not in named]
         monkeypatch.setattr(sys, "argv", ["flowprune", *arguments, *overrides])
         capsys.readouterr()

@@ -16,6 +16,7 @@ from multimodal import PruningConfig
 from multimodal.costs import Workload
 from multimodal.layout import Layout
 from search.budget import share_of
+from search.reaper import Reaper
 from search.space import Space
 from search.storages import sqlite_storage
 from search.study import open_study, run_worker
@@ -91,6 +92,10 @@ def work(study: optuna.Study, trials: int, objective: StandIn | None = None, tra
         lambda trial: tracker and tracker.start_trial(trial.number),
         lambda trial: tracker and tracker.end_trial(trial),
     )
+
+
+def reap(study: optuna.Study, trials: int) -> list[int]:
+    return Reaper(study, trials).reap(study.get_trials())
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
-from stand_ins import SETTINGS, StandIn, make_study, work
+from stand_ins import SETTINGS, StandIn, make_study, reap, work
 
 from multimodal import FlowpruneError
 from search.queue import claim
-from search.reaper import Reaper
 from search.storages import sqlite_storage
 from search.study import (
     best_trial,
@@ -146,7 +145,7 @@ def test_an_interrupt_leaves_no_trial_running(where, tmp_path, monkeypatch):
     assert TrialState.RUNNING not in states(study)
     assert states(study)[:3] == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL]
     resumed = make_study(tmp_path, early_stopping=False)
-    assert Reaper(resumed, 5).reap() == []
+    assert reap(resumed, 5) == []
     work(resumed, 5)
     assert len(done_trials(resumed)) == 5 and {trial.state for trial in resumed.get_trials()} == {
         TrialState.COMPLETE,
@@ -160,9 +159,9 @@ def test_a_killed_workers_trial_is_failed_and_queued_once_more(killed):
     parameters = study.get_trials()[2].params
     assert parameters
 
-    assert Reaper(study, 4).reap() == [2]
+    assert reap(study, 4) == [2]
     assert states(study)[2:] == [TrialState.FAIL]
-    assert Reaper(study, 4).reap() == []
+    assert reap(study, 4) == []
     work(study, 4)
     retried = study.get_trials()[4]
     assert (retried.state, retried.params) == (TrialState.COMPLETE, parameters)
@@ -173,10 +172,10 @@ def test_a_killed_workers_trial_is_failed_and_queued_once_more(killed):
 def test_parameters_that_kill_their_worker_again_are_not_tried_again(killed):
     study = make_study(killed, early_stopping=False)
     parameters = study.get_trials()[2].params
-    Reaper(study, 4).reap()
-    while claim(study, 4, {"worker": DEAD}):
+    reap(study, 4)
+    while claim(study, study.get_trials(), 4, {"worker": DEAD}):
         pass
-    assert Reaper(make_study(killed, early_stopping=False), 4).reap() == [3, 4]
+    assert reap(make_study(killed, early_stopping=False), 4) == [3, 4]
     work(study, 4)
     assert len(done_trials(study)) == 4 and parameters not in [trial.params for trial in done_trials(study)]
 
@@ -188,11 +187,11 @@ def test_live_workers_and_other_hosts_keep_their_trials(tmp_path):
         workers = [f"{socket.gethostname()}:{other.pid}", f"elsewhere:{2**22 + 7}", f"{socket.gethostname()}:1", DEAD]
         for worker in workers:
             study.ask().set_user_attr("worker", worker)
-        assert Reaper(study, 4).reap() == [3]
+        assert reap(study, 4) == [3]
         assert states(study)[:4] == [TrialState.RUNNING] * 3 + [TrialState.FAIL]
         other.send_signal(signal.SIGTERM)
         other.wait()
-        assert Reaper(study, 4).reap() == [0]
+        assert reap(study, 4) == [0]
     finally:
         other.kill()
         other.wait()

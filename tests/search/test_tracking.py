@@ -18,11 +18,10 @@ from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState
 from requests.exceptions import ConnectionError as RequestsConnectionError
 from sqlalchemy.exc import OperationalError
-from stand_ins import StandIn, make_runs, make_study, make_tracker, work
+from stand_ins import StandIn, make_runs, make_study, make_tracker, reap, work
 
 import search.tracking.tracker
 from multimodal import FlowpruneError, PruningConfig
-from search.reaper import Reaper
 from search.study import best_trial, stopped_early
 from search.tracking import StudyRuns, Tracker, check_store, keep_files
 
@@ -286,7 +285,7 @@ def test_no_run_stays_running_after_a_killed_worker_and_the_next_run(killed):
     before = runs_of(killed, "trial")
     assert [child.info.status for child in before if child.data.tags["trial"] == "2"] == ["RUNNING"]
     study = make_study(killed, early_stopping=False)
-    assert Reaper(study, 4).reap() == [2]
+    assert reap(study, 4) == [2]
     tracker = make_tracker(killed, study)
     wait_for(lambda: "RUNNING" not in {child.info.status for child in runs_of(killed, "trial")})
     work(study, 4, tracker=tracker)

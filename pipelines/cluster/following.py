@@ -13,7 +13,7 @@ from pipelines.settings import Settings
 from search.reaper import Reaper
 from search.study import done_trials
 
-LOOK_SECONDS = 1.0
+STUDY_SECONDS, WORKERS_SECONDS = 0.5, 2.0  # between looks
 STOP_SECONDS = 30  # that workers have to put their trials back
 
 
@@ -25,24 +25,32 @@ def follow(settings: Settings, study: optuna.Study) -> None:
         KeyboardInterrupt: workers on this host are stopped then, others go on.
     """
     target, launched = settings.search.trials, Launched(settings)
-    reaper, said = Reaper(study, target), set[int]()
+    reaper, said, look = Reaper(study, target), set[int](), 0.0
     try:
         with study_progress(study, target) as show:
             while len(done_trials(study)) < target:
-                reaper.reap()
-                alive, failed = launched.alive(), launched.failed()
-                for number in failed.keys() - said:
-                    console.print(f"[yellow]worker {number} failed: {escape(failed[number])}[/]")
-                said |= failed.keys()
-                show(f"{len(alive)} workers")
-                if not alive and len(done_trials(study)) < target:
-                    raise FlowpruneError(_all_gone(study, target, failed))
-                time.sleep(LOOK_SECONDS)
+                if time.monotonic() >= look:
+                    look = time.monotonic() + WORKERS_SECONDS
+                    reaper.reap(study.get_trials(deepcopy=False))
+                    alive = launched.alive()
+                    failed = launched.failed(alive)
+                    for number in failed.keys() - said:
+                        console.print(f"[yellow]worker {number} failed: {escape(failed[number])}[/]")
+                    said |= failed.keys()
+                    if launched.workers and not alive and len(done_trials(study)) < target:
+                        raise FlowpruneError(_all_gone(study, target, failed))
+                show(_standing(list(alive.values())) if launched.workers else "workers elsewhere")
+                time.sleep(STUDY_SECONDS)
             show()
         wait_for(launched)
+        launched.cancel()  # those that never had to begin
     except KeyboardInterrupt:
         _leave(settings, launched)
         raise
+
+
+def _standing(states: list[str]) -> str:
+    return ", ".join(f"{states.count(state)} workers {state}" for state in sorted(set(states)))
 
 
 def _all_gone(study: optuna.Study, target: int, failed: dict[int, str]) -> str:
@@ -58,9 +66,8 @@ def _leave(settings: Settings, launched: Launched) -> None:
         launched.cancel()
         wait_for(launched)
         return
-    console.print(
-        f"{len(launched.alive())} workers go on. Watch them with stages=[watch], stop them with stages=[cancel]."
-    )
+    how = f"{len(launched.alive())} workers go on. Watch them with stages=[watch], stop them with stages=[cancel]."
+    console.print(how, markup=False)
 
 
 def wait_for(launched: Launched) -> None:

@@ -1,0 +1,194 @@
+"""Real servers for tests, on loopback and free ports, in one folder each: PostgreSQL, a Slurm of two nodes.
+
+Each is a context manager that stops what it started. Debian's packages have them; ``.ci/run`` installs those.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+SLURM = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
+PASSWORD = "s3cret-of-tests"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(happened: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, f"{what} did not happen in {seconds} s"
+        time.sleep(0.05)
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Postgres:
+    """A server that asks for a password; ``settings`` are what conf/storage/postgres.yaml needs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.settings = {"host": "127.0.0.1", "port": self.port, "database": "flowprune", "user": "flowprune"}
+        self._server: subprocess.Popen | None = None
+        self._user: dict[str, Any] = {}
+        password = folder / "password"
+        password.write_text(PASSWORD)
+        if os.getuid() == 0:  # PostgreSQL refuses to run as root
+            self._user = {"user": "postgres", "group": "postgres", "extra_groups": []}
+            shutil.chown(folder, "postgres")
+            shutil.chown(password, "postgres")
+        login = ["-U", "flowprune", "-A", "scram-sha-256", f"--pwfile={password}"]
+        command = [POSTGRES[-1] / "initdb", "-D", folder / "data", "-N", *login]
+        subprocess.run(command, check=True, capture_output=True, cwd=folder, **self._user)
+
+    def start(self) -> None:
+        options = [
+            "-c",
+            "listen_addresses=127.0.0.1",
+            "-c",
+            "unix_socket_directories=",
+            "-c",
+            "max_connections=300",
+            "-c",
+            "fsync=off",
+        ]
+        command = [POSTGRES[-1] / "postgres", "-D", self.folder / "data", "-p", str(self.port), *options]
+
+        def up() -> bool:  # a killed server's children live a moment longer, and keep the next one from starting
+            if self._server is None or self._server.poll() is not None:
+                with (self.folder / "log").open("ab") as log:
+                    self._server = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, **self._user)
+            return answers(self.port)
+
+        wait_until(up, 30, "PostgreSQL's answer")
+
+    def create_database(self) -> None:
+        """Wait for it to let us in, and make the database."""
+        environment = os.environ | {"PGPASSWORD": PASSWORD}
+        command = [POSTGRES[-1] / "createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "flowprune", "flowprune"]
+        wait_until(
+            lambda: subprocess.run(command, env=environment, capture_output=True).returncode == 0, 30, "createdb"
+        )
+
+    def kill(self) -> None:
+        """SIGKILL to the whole server, as a host that loses power."""
+        assert self._server is not None
+        self._server.kill()
+        self._server.wait()
+
+    def stop(self) -> None:
+        if self._server is not None and self._server.poll() is None:
+            self._server.send_signal(signal.SIGINT)
+            self._server.wait(30)
+
+
+@contextlib.contextmanager
+def postgres() -> Iterator[Postgres]:
+    folder = Path(tempfile.mkdtemp(prefix="flowprune-postgres-"))
+    server = Postgres(folder)
+    server.start()
+    try:
+        server.create_database()
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+SLURM_CONF = """
+ClusterName=flowprune
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ctld}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SwitchType=switch/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+ReturnToService=2
+KillWait=5
+JobRequeue=1
+SchedulerParameters=sched_interval=1,batch_sched_delay=0,bf_interval=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+MinJobAge=5
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=4 RealMemory=4000
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs=4 RealMemory=4000
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60 State=UP PriorityTier=1
+PartitionName=urgent Nodes=n1,n2 MaxTime=60 State=UP PriorityTier=2
+"""
+
+
+@contextlib.contextmanager
+def slurm() -> Iterator[dict[str, str]]:
+    """Two nodes on this host; yields the environment that its commands need."""
+    folder = Path(tempfile.mkdtemp(prefix="flowprune-slurm-"))
+    folder.chmod(0o755)
+    (folder / "state").mkdir()
+    ports = {name: free_port() for name in ("ctld", "n1", "n2")}
+    (folder / "slurm.conf").write_text(SLURM_CONF.format(folder=folder, host=socket.gethostname(), **ports))
+    (folder / "cgroup.conf").write_text("")
+    key = folder / "munge.key"
+    key.write_bytes(os.urandom(128))
+    key.chmod(0o600)
+    environment = {"SLURM_CONF": str(folder / "slurm.conf")}
+    munge = ["munged", "--foreground", f"--socket={folder}/munge.socket", f"--key-file={key}"]
+    munge += [f"--{name}-file={folder}/munge.{name}" for name in ("log", "pid", "seed")]
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+
+        def start(*command: str) -> None:
+            with (folder / "daemons.log").open("ab") as log:
+                daemon = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment)
+            stack.callback(_stop, daemon)
+
+        start(*munge)
+        wait_until((folder / "munge.socket").exists, 20, "munge's socket")
+        start("slurmctld", "-D")
+        for node in ("n1", "n2"):
+            start("slurmd", "-D", "-N", node)
+        idle = ["sinfo", "-h", "-p", "main", "-t", "idle", "-o", "%D"]
+
+        def ready() -> bool:
+            asked = subprocess.run(idle, env=os.environ | environment, capture_output=True, text=True)
+            return asked.stdout.strip() == "2"
+
+        wait_until(ready, 30, "two idle Slurm nodes")
+        yield environment
+        subprocess.run(["scancel", "--me"], env=os.environ | environment, timeout=20)
+
+
+def _stop(daemon: subprocess.Popen) -> None:
+    daemon.terminate()
+    try:
+        daemon.wait(10)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        daemon.wait()

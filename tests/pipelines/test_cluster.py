@@ -1,0 +1,168 @@
+"""Searches whose workers are launched, from the command line: on this host and on a real Slurm of two nodes."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import engines
+import optuna
+import pytest
+from mlflow.tracking import MlflowClient
+from optuna.trial import TrialState
+
+from search.reaper import HOST
+from search.storages import journal_storage, postgres_storage
+
+ROOT = Path(__file__).parents[2]
+QUICK = ("stages=[search]", "experiment=smoke", "search.batch_size=3", "budget.retention=0.2", "search.sampler=random")
+
+
+def words(printed: str) -> str:
+    return " ".join(printed.split())
+
+
+def complete(study: optuna.Study) -> list:
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
+
+
+@pytest.fixture(autouse=True)
+def workers_find_us(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def in_postgres(postgres) -> list[str]:
+    return ["storage=postgres", *(f"storage.{name}={value}" for name, value in postgres.settings.items())]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["cluster=local"],
+            "storage=sqlite is for one worker, and cluster.workers is 2: set storage=journal on",
+        ),
+        (
+            ["cluster=slurm", "cluster.workers=1"],
+            "storage=sqlite is for workers on one host, and cluster=slurm has",
+        ),
+        (
+            ["cluster=slurm", "storage=journal"],
+            "storage=journal is for workers on one host, and cluster=slurm has",
+        ),
+        (["storage=postgres", "storage.port=1"], "No PostgreSQL answers at 127.0.0.1:1 (Connection refused"),
+        (
+            ["storage=grpc", "storage.port=1"],
+            "No storage proxy answers at 127.0.0.1:1: start one with",
+        ),
+        (["+storage.password=x", "storage=postgres"], "storage.postgres.password is not a known key"),
+        (["stages=[watch]"], "has no study 'smoke': run stages=[search] first, or set study=NAME"),
+        (["stages=[proxy]"], "stages=[proxy] serves a database, and storage is sqlite: set storage=postgres"),
+    ],
+)
+def test_what_does_not_go_together_is_one_sentence(overrides, message, flowprune, monkeypatch):
+    monkeypatch.setattr("search.storages.grpc.ANSWER_SECONDS", 0.5)
+    code, printed = flowprune(*QUICK, *overrides)
+    assert code == 2 and "Traceback" not in printed
+    assert message in words(printed)
+
+
+def test_no_password_gets_in_or_out(flowprune, in_postgres, tmp_path, monkeypatch):
+    monkeypatch.setenv("PGPASSWORD", "wr0ng-one")
+    code, printed = flowprune(*QUICK, *in_postgres)
+    assert code == 2 and "refused (password authentication failed for user" in words(printed)
+    assert "check PGPASSWORD or ~/.pgpass" in words(printed) and "wr0ng-one" not in printed
+    monkeypatch.setenv("PGPASSWORD", engines.PASSWORD)
+    code, printed = flowprune(*QUICK, *in_postgres, "storage.database=nope")
+    assert code == 2 and "has no database 'nope': createdb nope" in words(printed)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files and not any(b"wr0ng-one" in path.read_bytes() for path in files)
+
+
+def test_workers_of_this_host(flowprune, tmp_path):
+    journal = ["storage=journal", f"storage.path={tmp_path}/studies.journal"]
+    code, printed = flowprune(*QUICK, *journal, "cluster=local", "search.trials=6")
+    assert code == 0, printed
+    study = optuna.load_study(study_name="smoke", storage=journal_storage(tmp_path / "studies.journal"))
+    check_slots(study, 6)
+    assert {trial.user_attrs["worker"] for trial in study.get_trials()}.isdisjoint({f"{HOST}:{os.getpid()}"})
+    assert (tmp_path / "run" / "tuned.json").exists() and "best of 6 trials" in printed
+    assert [worker["number"] for worker in launched(tmp_path)] == [0, 1]
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    [experiment] = [e for e in client.search_experiments() if e.name != "Default"]
+    runs = client.search_runs([experiment.experiment_id], "tags.kind = 'trial'")
+    assert sorted(int(run.data.tags["trial"]) for run in runs) == list(range(6))
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_a_workers_own_failure_is_said_where_it_was_launched(flowprune, tmp_path, model_path, monkeypatch):
+    model, python = tmp_path / "model", tmp_path / "python"
+    shutil.copytree(model_path, model)
+    python.write_text(f'#!/bin/sh\nmv {model} {model}.gone\nexec {sys.executable} "$@"\n')  # a node without the model
+    python.chmod(0o755)
+    monkeypatch.setattr("pipelines.cluster.local.sys.executable", str(python))
+    journal = ["storage=journal", f"storage.path={tmp_path}/studies.journal"]
+    code, printed = flowprune(*QUICK, *journal, "cluster=local", "cluster.workers=1", f"model.path={model}")
+    assert code == 2 and f"worker 0 failed: The model {model} does not exist" in words(printed), printed
+    assert "No worker is left and 0 of 4 trials are done" in words(printed)
+
+
+def test_slurm_from_submission_over_interruption_to_the_end(flowprune, slurm, in_postgres, tmp_path, monkeypatch):
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    small = [
+        "cluster.workers=2",
+        "cluster.gpus=0",
+        "cluster.cpus=1",
+        "cluster.hours=0.5",
+        "search.trials=40",
+        "study=on-slurm",
+    ]
+    command = [*QUICK, *in_postgres, "cluster=slurm", *small]
+
+    code, printed = flowprune(*command, "cluster.partition=nope")
+    assert code == 2 and "Slurm has no partition 'nope': set cluster.partition to one of main, urgent" in words(printed)
+
+    def interrupt_after_two(study: optuna.Study) -> list:
+        if len(complete(study)) >= 2:
+            raise KeyboardInterrupt
+        return complete(study)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.cluster.following.done_trials", interrupt_after_two)
+        code, printed = flowprune(*command)
+    assert code == 130 and "2 workers go on. Watch them with stages=[watch]" in words(printed), printed
+    study = load_study(in_postgres)
+
+    code, printed = flowprune(*command, "stages=[cancel]")
+    assert code == 0 and f"2 workers stopped with {len(complete(study))} of 40 trials done" in words(printed), printed
+    assert not [trial for trial in study.get_trials() if trial.state == TrialState.RUNNING]
+    before = {trial.number: trial.params for trial in complete(study)}
+    assert 2 <= len(before) < 40
+
+    code, printed = flowprune(*command, "cluster.workers=1")
+    assert code == 0 and "best of 40 trials" in printed, printed
+    check_slots(study, 40)
+    assert all(study.get_trials()[number].params == params for number, params in before.items())
+    assert [worker["kind"] for worker in launched(tmp_path)] == ["slurm"] * 3
+    assert all("job" in trial.user_attrs for trial in complete(study))
+    code, printed = flowprune(*command, "stages=[watch]")
+    assert code == 0 and "best of 40 trials" in printed, printed
+
+
+def check_slots(study: optuna.Study, target: int) -> None:
+    assert sorted(trial.user_attrs["slot"] for trial in complete(study)) == list(range(target))
+
+
+def launched(folder: Path) -> list[dict]:
+    return json.loads((folder / "run" / "workers" / "launched.json").read_text())
+
+
+def load_study(in_postgres: list[str]) -> optuna.Study:
+    options: dict = dict(override.removeprefix("storage.").split("=") for override in in_postgres[1:])
+    return optuna.load_study(
+        study_name="on-slurm", storage=postgres_storage(**options | {"port": int(options["port"])})
+    )

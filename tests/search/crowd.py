@@ -1,0 +1,67 @@
+"""Many workers on one study, cheaply: forked from a server that has imported what they need."""
+
+import multiprocessing
+import time
+import warnings
+from typing import Any
+
+import optuna
+from stand_ins import SETTINGS, StandIn, work
+
+from search.queue import fill
+from search.storages import STORAGES
+from search.study import open_study
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["crowd"])
+
+
+def study_in(kind: str, options: dict[str, Any], name: str = "crowd", worker: int = 0, **more: Any) -> optuna.Study:
+    return open_study(STORAGES[kind](**options), name, SETTINGS, **({"sampler": "random"} | more), worker=worker)
+
+
+def run_one(kind: str, options: dict[str, Any], name: str, worker: int, target: int, seconds: float, **more) -> None:
+    """One worker, whose trials take that many seconds."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    study = study_in(kind, options, name, worker, **more)
+    work(study, target, StandIn(during=lambda _: time.sleep(seconds)))
+
+
+class Crowd:
+    """Workers on one study; a context manager that ends those that are left.
+
+    Args:
+        kind: of the storage.
+        options: of the storage.
+        target: trials of the study.
+        seconds: a trial takes at least.
+        more: of :func:`search.study.open_study`.
+    """
+
+    def __init__(self, kind: str, options: dict, target: int, seconds: float = 0.0, name: str = "crowd", **more: Any):
+        self._arguments = (kind, options, name), (target, seconds), more
+        self.study = study_in(kind, options, name, **more)
+        fill(self.study, target)
+        self.workers: list[Any] = []
+
+    def start(self, count: int) -> None:
+        (first, last, more), begun = self._arguments, len(self.workers)
+        for number in range(begun, begun + count):
+            worker = FORKS.Process(target=run_one, args=(*first, number, *last), kwargs=more)
+            worker.start()
+            self.workers.append(worker)
+
+    def join(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        for worker in self.workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+            assert worker.exitcode is not None, f"a worker is still at work after {seconds} s"
+
+    def __enter__(self) -> "Crowd":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers:
+            worker.kill()
+            worker.join()

@@ -1,0 +1,76 @@
+"""Many workers on one study: no trial is lost, run twice or counted twice, whoever dies, on every shared storage."""
+
+import os
+import random
+import time
+
+import pytest
+from crowd import Crowd
+from optuna.trial import FrozenTrial, TrialState
+
+KILLS, OUTAGE = int(os.environ.get("KILLS", 5)), float(os.environ.get("OUTAGE", 3))  # seconds; more by hand
+
+
+@pytest.fixture(params=["journal", "postgres", "grpc"])
+def shared(request, tmp_path) -> tuple[str, dict]:
+    """A storage that many workers share: its kind and its settings."""
+    if request.param == "journal":
+        return "journal", {"path": str(tmp_path / "studies.journal")}
+    if request.param == "postgres":
+        return "postgres", request.getfixturevalue("postgres").settings
+    return "grpc", request.getfixturevalue("proxy")
+
+
+def test_eight_workers_and_two_hundred_trials(shared):
+    kind, options = shared
+    with Crowd(kind, options, target=200, name=f"eight-{kind}", early_stopping=False) as crowd:
+        crowd.start(8)
+        crowd.join(300)
+        assert {worker.exitcode for worker in crowd.workers} == {0}
+        trials = crowd.study.get_trials()
+    assert [trial.number for trial in trials] == list(range(200))
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    assert sorted(trial.user_attrs["slot"] for trial in trials) == list(range(200))
+    assert len({tuple(trial.params.items()) for trial in trials}) == 200  # each worker has a seed of its own
+    assert len({trial.user_attrs["worker"] for trial in trials}) == 8
+
+
+def test_workers_that_are_killed_lose_no_trial(shared):
+    kind, options = shared
+    dice = random.Random(kind)
+    with Crowd(kind, options, target=30, seconds=0.1, name=f"killed-{kind}", early_stopping=False) as crowd:
+        crowd.start(4)
+        for _ in range(KILLS):
+            time.sleep(dice.uniform(0.2, 1.5))
+            dice.choice([worker for worker in crowd.workers if worker.exitcode is None]).kill()
+            crowd.start(1)
+        crowd.join(120)
+        trials = crowd.study.get_trials()
+    check_slots(trials, 30)
+
+
+def check_slots(trials: list[FrozenTrial], target: int) -> None:
+    """Each slot has exactly one complete trial, and failed ones were tried again with the same parameters."""
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    failed = {trial.number: trial for trial in trials if trial.state == TrialState.FAIL}
+    assert sorted(trial.user_attrs["slot"] for trial in complete) == list(range(target))
+    assert len(complete) + len(failed) == len(trials)
+    retried = {trial.user_attrs["retry_of"]: trial for trial in trials if "retry_of" in trial.user_attrs}
+    for number, trial in failed.items():
+        if trial.params and "retry_of" not in trial.user_attrs and "error" in trial.user_attrs:
+            assert trial.params.items() <= retried[number].params.items()
+            assert retried[number].user_attrs["slot"] == trial.user_attrs["slot"]
+
+
+def test_a_database_that_is_killed_and_comes_back_loses_no_trial(postgres):
+    with Crowd("postgres", postgres.settings, target=40, seconds=0.1, name="outage", early_stopping=False) as crowd:
+        crowd.start(4)
+        while sum(trial.state == TrialState.COMPLETE for trial in crowd.study.get_trials(deepcopy=False)) < 8:
+            time.sleep(0.1)
+        postgres.kill()
+        time.sleep(OUTAGE)
+        postgres.start()
+        crowd.join(120)
+        assert {worker.exitcode for worker in crowd.workers} == {0}
+        trials = crowd.study.get_trials()
+    check_slots(trials, 40)
