@@ -75,6 +75,7 @@ class Search:
     study: optuna.Study
     space: Space
     objective: Objective
+    worker: int
 
 
 def join(settings: Settings, worker: int = 0) -> Search:
@@ -116,7 +117,7 @@ def join(settings: Settings, worker: int = 0) -> Search:
         worker,
         objectives=2 if settings.search.pareto else 1,
     )
-    return Search(study, space, objective)
+    return Search(study, space, objective, worker)
 
 
 def work(search: Search, target: int, tracker: Tracker, show: Callable[[], None] = lambda: None) -> None:
@@ -141,6 +142,7 @@ def work(search: Search, target: int, tracker: Tracker, show: Callable[[], None]
         target,
         lambda trial: tracker.start_trial(trial.number),
         on_end,
+        search.worker,
     )
 
 

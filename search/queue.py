@@ -5,7 +5,7 @@ die: no trial is run twice, and the target is met to the trial. A few slots wait
 the slot that comes ``AHEAD`` later.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -37,22 +37,23 @@ def fill(study: optuna.Study, target: int) -> bool:
 
 
 def claim(
-    study: optuna.Study, trials: Sequence[FrozenTrial], target: int, worker: dict[str, str]
+    study: optuna.Study, trials: Sequence[FrozenTrial], target: int, worker: Mapping[str, str], place: int = 0
 ) -> FrozenTrial | None:
-    """Take the first waiting trial, and nobody else does.
+    """Take a waiting trial, and nobody else does.
 
     Args:
         study: the study.
         trials: all of it, as it is.
         target: its slots.
-        worker: user attributes that say who took it.
+        worker: user attributes that say who takes it.
+        place: which waiting trial to try first, so that not all workers try the same.
 
     Returns:
         The trial, running from here on; None if none waits.
     """
-    for trial in trials:
-        if trial.state != TrialState.WAITING or (_slot(trial) or 0) >= target:
-            continue
+    waiting = [trial for trial in trials if trial.state == TrialState.WAITING and (_slot(trial) or 0) < target]
+    start = place % max(1, len(waiting))
+    for trial in waiting[start:] + waiting[:start]:
         try:
             if not study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
                 continue

@@ -140,6 +140,7 @@ def run_worker(
     trials: int,
     on_start: Callable[[optuna.Trial], None],
     on_end: Callable[[FrozenTrial], None],
+    place: int = 0,
 ) -> None:
     """Work until the *study* has that many finished trials, whoever ran them.
 
@@ -150,6 +151,7 @@ def run_worker(
         trials: the study's target.
         on_start: told of each trial that starts here.
         on_end: told of each trial that is done here.
+        place: of this worker among those of the study.
 
     Raises:
         FlowpruneError: a discrepancy is not a finite number, or the storage was lost for long.
@@ -196,7 +198,7 @@ def run_worker(
         if sum(trial.state == TrialState.COMPLETE for trial in known) >= trials:
             return
         reaper.reap(known)
-        claimed = claim(study, known, trials, whoami())
+        claimed = claim(study, known, trials, whoami(), place)
         if claimed is None:
             if not fill(study, trials):
                 time.sleep(random.uniform(0.2, 1.0))  # the last trials run elsewhere, and may yet come back

@@ -1,4 +1,5 @@
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def model_path(tmp_path_factory) -> Path:
 def flowprune(tmp_path, model_path, monkeypatch, capsys):
     """The command line, in this process: called with overrides, it returns the exit code and what was printed."""
 
-    def run(*overrides: str) -> tuple[int, str]:
+    def run(*overrides: str, without: Sequence[str] = ()) -> tuple[int, str]:
         base = [
             "model=path",
             f"model.path={model_path}",
@@ -47,7 +48,7 @@ def flowprune(tmp_path, model_path, monkeypatch, capsys):
             f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
             f"tracking.artifacts={tmp_path}/artifacts",
         ]
-        named = {override.split("=")[0] for override in overrides}
+        named = {override.split("=")[0] for override in overrides} | set(without)
         named |= {"storage.path"} if {"storage=postgres", "storage=grpc"} & set(overrides) else set()
         arguments = [argument for argument in base if argument.split("=")[0] not in named]
         monkeypatch.setattr(sys, "argv", ["flowprune", *arguments, *overrides])

@@ -25,7 +25,7 @@ def run_one(kind: str, options: dict[str, Any], name: str, worker: int, target: 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     study = study_in(kind, options, name, worker, **more)
-    work(study, target, StandIn(during=lambda _: time.sleep(seconds)))
+    work(study, target, StandIn(during=lambda _: time.sleep(seconds)), place=worker)
 
 
 class Crowd:

@@ -83,7 +83,13 @@ def make_tracker(folder: Path, study: optuna.Study) -> Tracker:
     return Tracker(make_runs(folder, study))
 
 
-def work(study: optuna.Study, trials: int, objective: StandIn | None = None, tracker: Tracker | None = None) -> None:
+def work(
+    study: optuna.Study,
+    trials: int,
+    objective: StandIn | None = None,
+    tracker: Tracker | None = None,
+    place: int = 0,
+) -> None:
     run_worker(
         study,
         SPACE,
@@ -91,6 +97,7 @@ def work(study: optuna.Study, trials: int, objective: StandIn | None = None, tra
         trials,
         lambda trial: tracker and tracker.start_trial(trial.number),
         lambda trial: tracker and tracker.end_trial(trial),
+        place,
     )
 
 
