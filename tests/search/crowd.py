@@ -1,10 +1,12 @@
 """Many workers on one study, cheaply: forked from a server that has imported what they need."""
 
 import multiprocessing
+import os
 import time
 import warnings
 from typing import Any
 
+import engines
 import optuna
 from stand_ins import SETTINGS, StandIn, work
 
@@ -22,6 +24,7 @@ def study_in(kind: str, options: dict[str, Any], name: str = "crowd", worker: in
 
 def run_one(kind: str, options: dict[str, Any], name: str, worker: int, target: int, seconds: float, **more) -> None:
     """One worker, whose trials take that many seconds."""
+    os.environ["PGPASSWORD"] = engines.PASSWORD  # the server that forks may be older than the password
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     study = study_in(kind, options, name, worker, **more)
