@@ -2,8 +2,11 @@
 
 import multiprocessing
 import os
+import sys
 import time
+import unittest.mock
 import warnings
+from multiprocessing import forkserver
 from typing import Any
 
 import engines
@@ -16,6 +19,12 @@ from search.study import open_study
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["crowd"])
+
+
+def serve_forks() -> None:
+    """Start the server that forks, which finds our modules by PYTHONPATH alone; one that is there stays."""
+    with unittest.mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))):
+        forkserver.ensure_running()
 
 
 def study_in(kind: str, options: dict[str, Any], name: str = "crowd", worker: int = 0, **more: Any) -> optuna.Study:
@@ -49,6 +58,7 @@ class Crowd:
         self.workers: list[Any] = []
 
     def start(self, count: int) -> None:
+        serve_forks()
         (first, last, more), begun = self._arguments, len(self.workers)
         for number in range(begun, begun + count):
             worker = FORKS.Process(target=run_one, args=(*first, number, *last), kwargs=more)
