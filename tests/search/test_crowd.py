@@ -41,15 +41,15 @@ def test_eight_workers_on_one_study(shared):
 def test_workers_that_are_killed_lose_no_trial(shared):
     kind, options = shared
     dice = random.Random(kind)
-    with Crowd(kind, options, target=5 * KILLS, seconds=0.1, name=f"killed-{kind}", early_stopping=False) as crowd:
+    with Crowd(kind, options, target=12 * KILLS, seconds=0.3, name=f"killed-{kind}", early_stopping=False) as crowd:
         crowd.start(4)
         for _ in range(KILLS):
-            time.sleep(dice.uniform(0.2, 1.5))
+            time.sleep(dice.uniform(0.1, 0.6))
             dice.choice([worker for worker in crowd.workers if worker.exitcode is None]).kill()
             crowd.start(1)
         crowd.join(120)
         trials = crowd.study.get_trials()
-    check_slots(trials, 5 * KILLS)
+    check_slots(trials, 12 * KILLS)
 
 
 def check_slots(trials: list[FrozenTrial], target: int) -> None:
