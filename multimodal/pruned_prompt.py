@@ -88,12 +88,12 @@ class PrunedPrompt:
         self._groups = group_images(self.prompt, self._config.method, embeds.device)
         self.stages[0] = stage
         if 0 in self._steps:
-            is_visual = self.is_visual.to(embeds.device)
-            levels = [embeds.new_zeros(embeds.shape).masked_scatter(is_visual[..., None], level) for level in deepstack]
-            embeds, *levels = self._take_step(0, stage, [embeds, *levels])
+            if deepstack:
+                places = self.is_visual.to(embeds.device).unsqueeze(-1)
+                deepstack = [embeds.new_zeros(embeds.shape).masked_scatter(places, level) for level in deepstack]
+            embeds, *levels = self._take_step(0, stage, [embeds, *deepstack])
+            deepstack = [level[self.visual_left] for level in levels]
             stage = self.stages[0]
-            left = is_visual.gather(1, stage.index) & stage.valid
-            deepstack = [level[left] for level in levels]
             position_ids = self._positions(position_ids, stage)
         self._first_length, self._new = embeds.shape[1], 0
         return embeds, position_ids, self._keys(0).valid.long(), list(deepstack)
