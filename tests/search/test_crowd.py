@@ -61,7 +61,7 @@ def check_slots(trials: list[FrozenTrial], target: int) -> None:
     retried = {trial.user_attrs["retry_of"]: trial for trial in trials if "retry_of" in trial.user_attrs}
     for number, trial in failed.items():
         if trial.params and "retry_of" not in trial.user_attrs and "error" in trial.user_attrs:
-            assert trial.params.items() <= retried[number].params.items()
+            assert trial.params == retried[number].system_attrs["fixed_params"]
             assert retried[number].user_attrs["slot"] == trial.user_attrs["slot"]
 
 
