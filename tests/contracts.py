@@ -69,7 +69,7 @@ def mixed_samples(model: PreTrainedModel) -> list[dict]:
 def copied_samples(model: PreTrainedModel) -> list[dict]:
     """Samples that generate() may copy: with several images where this transformers keeps them in order."""
     one, two, none, another = mixed_samples(model)
-    return [one, two, none] if ENCODES_FIRST else [one, none, another]
+    return [one, two, none] if ENCODES_FIRST and family(model).copies_in_order else [one, none, another]
 
 
 def rows_of_one_length(model: PreTrainedModel) -> dict:

@@ -54,6 +54,7 @@ MASKED = [
     if name in THOROUGH or schedule_name == "layer 0 and inner"
     for prompts_name in PROMPTS
     if own.video or "video" not in prompts_name
+    if own.mixes_media or prompts_name != "videos and images"
 ]
 
 

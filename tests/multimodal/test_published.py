@@ -239,6 +239,17 @@ CHECKPOINTS = {
         flops=3_243_510_964_224,
         unpruned_kv_bytes=156_893_184,
     ),
+    "zai-org/GLM-4.1V-9B-Thinking": Published(
+        "Glm4v",
+        {"text_config": {"hidden_size": 4096, "intermediate_size": 13696, "num_hidden_layers": 40}},
+        {"image_grid_thw": torch.tensor([[1, 1008 // 14, 1008 // 14]])},
+        tokens=[36 * 36],
+        kept=[(389, 195)],
+        retention=0.184144,
+        kv_bytes=11_413_504,
+        flops=4_574_003_003_392,
+        unpruned_kv_bytes=54_722_560,
+    ),
     "OpenGVLab/InternVL3-8B-hf": Published(
         "InternVL",
         {"text_config": QWEN_7B_TEXT},

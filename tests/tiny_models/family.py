@@ -64,6 +64,8 @@ class TinyFamily:
         video: one video, if the family reads any.
         token_inputs: what the model must be told of each token id, beside the id.
         following_type: that of words after a prompt.
+        mixes_media: whether images and videos may stand in one batch.
+        copies_in_order: whether generate() keeps several images of a copied prompt in order, where it does at all.
         tower_order: for each view, the raster index of the patch at each place of the tower's sequence; None: the same.
         painted: the inputs with other pictures, in the order of ``pictures``.
         touching_tiles: whether views whose tokens touch are tiles of one image.
@@ -85,6 +87,8 @@ class TinyFamily:
     video: Callable[[PreTrainedModel, int, Generator], Media] | None = None
     token_inputs: Callable[[Tensor], dict[str, Tensor]] = lambda ids: {}
     following_type: int = 0
+    mixes_media: bool = True
+    copies_in_order: bool = True
     tower_order: Callable[[PreTrainedModel, dict], list[list[int]]] | None = None
     painted: Callable[[dict, list[Sequence[Tensor]]], dict] = lambda inputs, pictures: repainted(inputs, pictures)
     plain_decoder: bool = True
