@@ -35,6 +35,8 @@ def inputs_of(name: str, attention: str) -> list[dict]:
     model = tiny(name, attention)
     images = [1, 1, 2, 1, 1]
     videos = [0, 0, 0, 1 if FAMILIES[name].video else 0, 0]
+    if videos[3] and not FAMILIES[name].mixes_media:
+        images[3] = 0
     return [
         sample(model, images=n, videos=videos[seed], text=5 + 3 * (seed % 3), seed=seed, size=seed)
         for seed, n in enumerate(images)
