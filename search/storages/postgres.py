@@ -3,7 +3,7 @@
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from sqlalchemy import URL
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
 from multimodal import FlowpruneError
 from search.storages.patience import make_patient
@@ -51,6 +51,7 @@ def _is_lost(error: Exception) -> bool:
     """Whether the server went away, rather than refused what it was asked."""
     if isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__  # type: ignore[assignment]
-    if isinstance(error, OperationalError | InterfaceError):
+    # the last: a connection that was lost in the middle of a transaction
+    if isinstance(error, OperationalError | InterfaceError | PendingRollbackError):
         return True
     return isinstance(error, DBAPIError) and error.connection_invalidated
