@@ -92,7 +92,9 @@ class PrunedPrompt:
                 places = self.is_visual.to(embeds.device).unsqueeze(-1)
                 deepstack = [embeds.new_zeros(embeds.shape).masked_scatter(places, level) for level in deepstack]
             embeds, *levels = self._take_step(0, stage, [embeds, *deepstack])
-            deepstack = [level[self.visual_left] for level in levels]
+            if levels:
+                left = self.visual_left
+                deepstack = [level[left] for level in levels]
             stage = self.stages[0]
             position_ids = self._positions(position_ids, stage)
         self._first_length, self._new = embeds.shape[1], 0

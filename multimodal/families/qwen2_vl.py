@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from multimodal.families.family import Family
+from multimodal.families.merged_grids import layouts_of_grids
 from multimodal.layout import Layout
 
 
@@ -62,8 +63,4 @@ class Qwen2VL(Family):
         return patches.unflatten(0, (-1, self.config.vision_config.spatial_merge_size**2))
 
     def _of_grids(self, grid_thw: Tensor, video: bool) -> list[Layout]:
-        side = self.config.vision_config.spatial_merge_size
-        return [
-            Layout(grids=((rows // side, columns // side),) * times, views=(rows * columns,) * times, video=video)
-            for times, rows, columns in grid_thw.tolist()
-        ]
+        return layouts_of_grids(grid_thw, [self.config.vision_config.spatial_merge_size] * len(grid_thw), video)

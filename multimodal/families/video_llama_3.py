@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from multimodal.families.family import Family
+from multimodal.families.merged_grids import layouts_of_grids
 from multimodal.layout import Layout
 
 
@@ -35,10 +36,10 @@ class VideoLlama3(Family):
         return pixels.unflatten(-1, (3, -1))  # flattened patches: channels, rows, columns
 
     def layouts(self, inputs: Mapping[str, Any]) -> list[Layout]:
-        return _layouts(inputs["image_grid_thw"], inputs["image_merge_sizes"], video=False)
+        return layouts_of_grids(inputs["image_grid_thw"], inputs["image_merge_sizes"].tolist(), video=False)
 
     def video_layouts(self, inputs: Mapping[str, Any]) -> list[Layout]:
-        return _layouts(inputs["video_grid_thw"], inputs["video_merge_sizes"], video=True)
+        return layouts_of_grids(inputs["video_grid_thw"], inputs["video_merge_sizes"].tolist(), video=True)
 
     def pack(self, views: Sequence[Tensor], layouts: Sequence[Layout]) -> list[Tensor]:
         joined = [isqrt(layout.views[0] * len(layout.grids) // layout.patch_tokens) for layout in layouts]
@@ -50,10 +51,3 @@ class VideoLlama3(Family):
             torch.cat(list(views)), torch.tensor(grids), torch.tensor(joined)
         )
         return list(tokens.split([layout.visual_tokens for layout in layouts]))
-
-
-def _layouts(grid_thw: Tensor, merge_sizes: Tensor, video: bool) -> list[Layout]:
-    return [
-        Layout(grids=((rows // side, columns // side),) * frames, views=(rows * columns,) * frames, video=video)
-        for (frames, rows, columns), side in zip(grid_thw.tolist(), merge_sizes.tolist(), strict=True)
-    ]

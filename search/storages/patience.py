@@ -18,7 +18,7 @@ def make_patient(storage: BaseStorage, where: str, is_lost: Callable[[Exception]
     """The same storage, whose calls are tried again while the server behind it does not answer.
 
     A call whose answer was lost may be carried out twice. That is harmless for everything but a new trial in the queue,
-    which :func:`search.tickets.claim` then sees to be one too many.
+    which :func:`search.queue.claim` then sees to be one too many.
 
     Args:
         storage: changed in place.

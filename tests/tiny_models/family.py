@@ -68,7 +68,6 @@ class TinyFamily:
         copies_in_order: whether generate() keeps several images of a copied prompt in order, where it does at all.
         tower_order: for each view, the raster index of the patch at each place of the tower's sequence; None: the same.
         painted: the inputs with other pictures, in the order of ``pictures``.
-        touching_tiles: whether views whose tokens touch are tiles of one image.
         plain_decoder: whether the language model is a causal Llama-like one.
         rotary_axes: of the language model.
         gaps: kinds of prompts it does not read, and why.
