@@ -192,7 +192,19 @@ class SlurmCluster(_Group):
     options: dict[str, Any]
 
 
-ClusterSettings = Annotated[NoCluster | LocalCluster | SlurmCluster, Field(discriminator="kind")]
+class RayCluster(_Group):
+    """conf/cluster/ray.yaml."""
+
+    kind: Literal["ray"]
+    address: str
+    workers: int = Field(ge=1)
+    gpus: float = Field(ge=0)
+    cpus: int = Field(ge=1)
+    resources: dict[str, float]
+    environment: list[str]
+
+
+ClusterSettings = Annotated[NoCluster | LocalCluster | SlurmCluster | RayCluster, Field(discriminator="kind")]
 
 
 class TrackingSettings(_Group):

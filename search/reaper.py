@@ -24,12 +24,13 @@ HOST = socket.gethostname()
 
 
 def whoami() -> dict[str, str]:
-    """User attributes of a trial that say who runs it: the process, and its Slurm job where there is one."""
+    """User attributes of a trial that say who runs it: the process, and its job where a cluster has one."""
     worker = {"worker": f"{HOST}:{os.getpid()}"}
     job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID"))
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = os.environ.get("FLOWPRUNE_JOB", job if task is None else f"{job}_{task}")
     if job is not None:
-        task = os.environ.get("SLURM_ARRAY_TASK_ID")
-        worker["job"] = job if task is None else f"{job}_{task}"
+        worker["job"] = job
     return worker
 
 

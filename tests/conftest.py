@@ -82,3 +82,11 @@ def slurm() -> Iterator[dict[str, str]]:
         pytest.skip(f"no Slurm here ({', '.join(missing)}): apt-get install slurmctld slurmd slurm-client munge")
     with engines.slurm() as environment:
         yield environment
+
+
+@pytest.fixture(scope="session")
+def ray() -> Iterator[dict[str, str]]:
+    if not engines.RAY.exists():
+        pytest.skip("no Ray here: pip install 'ray[default]'")
+    with engines.ray() as environment:
+        yield environment

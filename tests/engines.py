@@ -1,22 +1,27 @@
-"""Real servers for tests, on loopback and free ports, in one folder each: PostgreSQL, a Slurm of two nodes.
+"""Real servers for tests, on loopback and free ports, in one folder each: PostgreSQL, a Slurm and a Ray of two nodes.
 
-Each is a context manager that stops what it started. Debian's packages have them; ``.ci/run`` installs those.
+Each is a context manager that stops what it started. Debian's packages have the first two; ``.ci/run`` installs those.
 """
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import requests
+
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 SLURM = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
+RAY = Path(sys.executable).with_name("ray")
 PASSWORD = "s3cret-of-tests"
 
 
@@ -33,9 +38,9 @@ def wait_until(happened: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(0.05)
 
 
-def answers(port: int) -> bool:
+def answers(port: int, host: str = "127.0.0.1") -> bool:
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((host, port)) == 0
 
 
 class Postgres:
@@ -183,6 +188,50 @@ def slurm() -> Iterator[dict[str, str]]:
         wait_until(ready, 30, "two idle Slurm nodes")
         yield environment
         subprocess.run(["scancel", "--me"], env=os.environ | environment, timeout=20)
+
+
+@contextlib.contextmanager
+def ray() -> Iterator[dict[str, str]]:
+    """Two nodes on this host, each with two CPUs and one GPU, real or not; yields the environment of its clients.
+
+    Some of its parts listen on all interfaces: a token keeps others out. 127.0.0.1 it would take for an outer one.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # paths of its sockets must stay short
+    port, dashboard, token = free_port(), free_port(), secrets.token_hex(16)
+    address, environment = f"http://127.0.0.1:{dashboard}", {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    kept = {name: value for name, value in os.environ.items() if name != "PGPASSWORD"}  # of which its workers hear
+    node = ["--block", "--disable-usage-stats", "--include-log-monitor=false", "--num-cpus=2", "--num-gpus=1"]
+    node += ["--object-store-memory=80000000", "--min-worker-port=0", "--max-worker-port=0"]
+    head = ["--head", "--node-ip-address=127.0.0.2", f"--port={port}", f"--temp-dir={folder}"]
+    head += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}"]
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+
+        def start(*options: str) -> None:
+            command = [RAY, "start", *node, *options, f"--dashboard-agent-listen-port={free_port()}"]
+            with (folder / "daemons.log").open("ab") as log:
+                daemon = subprocess.Popen(
+                    command, stdout=log, stderr=log, env=kept | environment, start_new_session=True
+                )
+            stack.callback(_stop_group, daemon)
+
+        def ready() -> bool:
+            with contextlib.suppress(requests.RequestException):
+                header = {"Authorization": f"Bearer {token}"}
+                return requests.get(f"{address}/api/v0/nodes", headers=header, timeout=5).text.count("ALIVE") == 2
+            return False
+
+        start(*head)
+        wait_until(lambda: answers(port, "127.0.0.2"), 60, "the answer of Ray's head")
+        start(f"--address=127.0.0.2:{port}", "--node-ip-address=127.0.0.3")
+        wait_until(ready, 60, "two nodes of Ray")
+        yield environment | {"RAY_API_SERVER_ADDRESS": address}
+
+
+def _stop_group(daemon: subprocess.Popen) -> None:
+    _stop(daemon)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(daemon.pid, signal.SIGKILL)
 
 
 def _stop(daemon: subprocess.Popen) -> None:

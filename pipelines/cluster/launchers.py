@@ -2,6 +2,6 @@
 
 from types import ModuleType
 
-from pipelines.cluster import local, slurm
+from pipelines.cluster import local, ray, slurm
 
-LAUNCHERS: dict[str, ModuleType] = {"local": local, "slurm": slurm}
+LAUNCHERS: dict[str, ModuleType] = {"local": local, "slurm": slurm, "ray": ray}

@@ -63,3 +63,15 @@ def flowprune(tmp_path, model_path, monkeypatch, capsys):
         return code, printed.out + printed.err
 
     return run
+
+
+@pytest.fixture
+def in_postgres(postgres) -> list[str]:
+    return ["storage=postgres", *(f"storage.{name}={value}" for name, value in postgres.settings.items())]
+
+
+@pytest.fixture
+def workers_find_us(monkeypatch) -> None:
+    """As they do where flowprune is installed."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -1,41 +1,19 @@
 """Searches whose workers are launched, from the command line: on this host and on a real Slurm of two nodes."""
 
-import json
 import os
 import shutil
 import sys
-from pathlib import Path
 
 import engines
 import optuna
 import pytest
+from launched_searches import QUICK, check_slots, interrupted_cancelled_and_finished, launched, words
 from mlflow.tracking import MlflowClient
-from optuna.trial import TrialState
 
 from search.reaper import HOST
-from search.storages import journal_storage, postgres_storage
+from search.storages import journal_storage
 
-ROOT = Path(__file__).parents[2]
-QUICK = ("stages=[search]", "experiment=smoke", "search.batch_size=3", "budget.retention=0.2", "search.sampler=random")
-
-
-def words(printed: str) -> str:
-    return " ".join(printed.split())
-
-
-def complete(study: optuna.Study) -> list:
-    return [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
-
-
-@pytest.fixture(autouse=True)
-def workers_find_us(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-@pytest.fixture
-def in_postgres(postgres) -> list[str]:
-    return ["storage=postgres", *(f"storage.{name}={value}" for name, value in postgres.settings.items())]
+pytestmark = pytest.mark.usefixtures("workers_find_us")
 
 
 @pytest.mark.parametrize(
@@ -52,6 +30,10 @@ def in_postgres(postgres) -> list[str]:
         (
             ["cluster=slurm", "storage=journal"],
             "storage=journal is for workers on one host, and cluster=slurm has",
+        ),
+        (
+            ["cluster=ray", "storage=journal"],
+            "storage=journal is for workers on one host, and cluster=ray has",
         ),
         (["storage=postgres", "storage.port=1"], "No PostgreSQL answers at 127.0.0.1:1 (Connection refused"),
         (
@@ -113,56 +95,8 @@ def test_a_workers_own_failure_is_said_where_it_was_launched(flowprune, tmp_path
 def test_slurm_from_submission_over_interruption_to_the_end(flowprune, slurm, in_postgres, tmp_path, monkeypatch):
     for name, value in slurm.items():
         monkeypatch.setenv(name, value)
-    small = [
-        "cluster.workers=2",
-        "cluster.gpus=0",
-        "cluster.cpus=1",
-        "cluster.hours=0.5",
-        "search.trials=40",
-        "study=on-slurm",
-    ]
+    small = ["cluster.gpus=0", "cluster.cpus=1", "cluster.hours=0.5"]
     command = [*QUICK, *in_postgres, "cluster=slurm", *small]
-
     code, printed = flowprune(*command, "cluster.partition=nope")
     assert code == 2 and "Slurm has no partition 'nope': set cluster.partition to one of main, urgent" in words(printed)
-
-    def interrupt_after_two(study: optuna.Study) -> list:
-        if len(complete(study)) >= 2:
-            raise KeyboardInterrupt
-        return complete(study)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("pipelines.cluster.following.done_trials", interrupt_after_two)
-        code, printed = flowprune(*command)
-    assert code == 130 and "2 workers go on. Watch them with stages=[watch]" in words(printed), printed
-    study = load_study(in_postgres)
-
-    code, printed = flowprune(*command, "stages=[cancel]")
-    assert code == 0 and f"2 workers stopped with {len(complete(study))} of 40 trials done" in words(printed), printed
-    assert not [trial for trial in study.get_trials() if trial.state == TrialState.RUNNING]
-    before = {trial.number: trial.params for trial in complete(study)}
-    assert 2 <= len(before) < 40
-
-    code, printed = flowprune(*command, "cluster.workers=1")
-    assert code == 0 and "best of 40 trials" in printed, printed
-    check_slots(study, 40)
-    assert all(study.get_trials()[number].params == params for number, params in before.items())
-    assert [worker["kind"] for worker in launched(tmp_path)] == ["slurm"] * 3
-    assert all("job" in trial.user_attrs for trial in complete(study))
-    code, printed = flowprune(*command, "stages=[watch]")
-    assert code == 0 and "best of 40 trials" in printed, printed
-
-
-def check_slots(study: optuna.Study, target: int) -> None:
-    assert sorted(trial.user_attrs["slot"] for trial in complete(study)) == list(range(target))
-
-
-def launched(folder: Path) -> list[dict]:
-    return json.loads((folder / "run" / "workers" / "launched.json").read_text())
-
-
-def load_study(in_postgres: list[str]) -> optuna.Study:
-    options: dict = dict(override.removeprefix("storage.").split("=") for override in in_postgres[1:])
-    return optuna.load_study(
-        study_name="on-slurm", storage=postgres_storage(**options | {"port": int(options["port"])})
-    )
+    interrupted_cancelled_and_finished(flowprune, command, tmp_path, monkeypatch)
