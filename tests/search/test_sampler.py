@@ -1,7 +1,7 @@
-"""The sampler: Optuna's Gaussian process on logarithms, and every budget of a front in turn."""
+"""The sampler: Optuna's Gaussian process on logarithms, and every budget of a front in turn, learning from all."""
 
-import math
 from collections import Counter
+from collections.abc import Callable
 
 import optuna
 import pytest
@@ -25,30 +25,47 @@ def bowl(trial: optuna.Trial) -> float:
     return 1e-4 + (x - 0.3) ** 2 + (y - 0.6) ** 2
 
 
-def test_it_is_optunas_on_the_logarithm():
-    ours = optuna.create_study(sampler=make_sampler("gp", seed=3, startup=4))
-    theirs = optuna.create_study(
-        sampler=optuna.samplers.GPSampler(seed=3, n_startup_trials=4, deterministic_objective=True)
-    )
-    ours.optimize(bowl, n_trials=8)
-    theirs.optimize(lambda trial: math.log(bowl(trial)), n_trials=8)
-    for mine, other in zip(ours.trials, theirs.trials, strict=True):
-        assert mine.params == pytest.approx(other.params, abs=1e-6)
-        assert mine.value == pytest.approx(math.exp(other.value))
+def suggested(value: Callable[[optuna.Trial], float], trials: int) -> list[dict[str, float]]:
+    study = optuna.create_study(sampler=make_sampler("gp", seed=3, startup=4))
+    study.optimize(value, n_trials=trials)
+    return [trial.params for trial in study.trials]
+
+
+def test_only_logarithms_count():
+    """What is suggested is the same for a power of the discrepancy, and for a multiple."""
+    plain = suggested(bowl, 8)
+    powered = suggested(lambda trial: 1000 * bowl(trial) ** 2, 8)
+    assert [list(params.values()) for params in powered] == [
+        pytest.approx(list(params.values()), abs=1e-4) for params in plain
+    ]
+
+
+def front(scale: float, trials: int, running: int = 1) -> list[optuna.trial.FrozenTrial]:
+    """A search over three budgets, each with its own discrepancies: ``scale`` times less than the one before."""
+    study = optuna.create_study(sampler=make_sampler("gp", seed=0, startup=5), directions=["minimize"] * 2)
+    asked: list[tuple[optuna.Trial, tuple[float, float]]] = []
+    while len(study.get_trials(deepcopy=False)) < trials:
+        while len(asked) < running:
+            trial = study.ask()
+            budget = trial.suggest_int(BUDGET, 0, 2)
+            asked.append((trial, (bowl(trial) / scale**budget, [0.05, 0.1, 0.25][budget])))
+        study.tell(*asked.pop(0))
+    return study.get_trials(deepcopy=False)
 
 
 @pytest.mark.parametrize("running", [1, 3])
 def test_each_budget_has_its_turn(running):
-    study = optuna.create_study(sampler=make_sampler("gp", seed=0, startup=5), directions=["minimize"] * 2)
-    asked = []
-    while len(study.get_trials(deepcopy=False)) < 23:
-        while len(asked) < running:
-            trial = study.ask()
-            budget = trial.suggest_int(BUDGET, 0, 2)
-            asked.append((trial, (bowl(trial) / 10**budget, [0.05, 0.1, 0.25][budget])))
-        study.tell(*asked.pop(0))
-    tries = Counter(trial.params[BUDGET] for trial in study.get_trials(deepcopy=False))
+    tries = Counter(trial.params[BUDGET] for trial in front(10, 23, running))
     assert max(tries.values()) - min(tries.values()) <= 2
+
+
+def test_budgets_learn_from_each_other():
+    """However far apart their discrepancies are, a trial teaches every budget the same."""
+    alike, apart = front(1, 14), front(100, 14)
+    for one, other in zip(alike, apart, strict=True):
+        assert other.params == pytest.approx(one.params, abs=1e-4)
+    for budget in range(3):
+        assert min(bowl(optuna.trial.FixedTrial(t.params)) for t in alike if t.params[BUDGET] == budget) < 0.02
 
 
 def test_an_unknown_sampler_is_refused():
