@@ -16,6 +16,7 @@ from stand_ins import SETTINGS, StandIn, work
 from search.queue import fill
 from search.storages import STORAGES
 from search.study import open_study
+from search.tracking import StudyRuns, Tracker, open_store
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["crowd"])
@@ -31,13 +32,22 @@ def study_in(kind: str, options: dict[str, Any], name: str = "crowd", worker: in
     return open_study(STORAGES[kind](**options), name, SETTINGS, **({"sampler": "random"} | more), worker=worker)
 
 
-def run_one(kind: str, options: dict[str, Any], name: str, worker: int, target: int, seconds: float, **more) -> None:
-    """One worker, whose trials take that many seconds."""
+def runs_of(study: optuna.Study, uri: str) -> StudyRuns:
+    return StudyRuns(open_store(uri), study, "flowprune-crowd", None)
+
+
+def run_one(
+    kind: str, options: dict[str, Any], name: str, worker: int, target: int, seconds: float, uri: str | None, **more
+) -> None:
+    """One worker, whose trials take that many seconds, tracked by a server where one is named."""
     os.environ["PGPASSWORD"] = engines.PASSWORD  # the server that forks may be older than the password
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     study = study_in(kind, options, name, worker, **more)
-    work(study, target, StandIn(during=lambda _: time.sleep(seconds)), place=worker)
+    tracker = None if uri is None else Tracker(runs_of(study, uri))
+    work(study, target, StandIn(during=lambda _: time.sleep(seconds)), tracker, place=worker)
+    if tracker is not None:
+        tracker.close()
 
 
 class Crowd:
@@ -48,11 +58,22 @@ class Crowd:
         options: of the storage.
         target: trials of the study.
         seconds: a trial takes at least.
+        name: of the study.
+        uri: of an MLflow server; None: not tracked.
         more: of :func:`search.study.open_study`.
     """
 
-    def __init__(self, kind: str, options: dict, target: int, seconds: float = 0.0, name: str = "crowd", **more: Any):
-        self._arguments = (kind, options, name), (target, seconds), more
+    def __init__(
+        self,
+        kind: str,
+        options: dict,
+        target: int,
+        seconds: float = 0.0,
+        name: str = "crowd",
+        uri: str | None = None,
+        **more: Any,
+    ) -> None:
+        self._arguments = (kind, options, name), (target, seconds, uri), more
         self.study = study_in(kind, options, name, **more)
         fill(self.study, target)
         self.workers: list[Any] = []

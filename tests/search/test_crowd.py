@@ -8,8 +8,10 @@ import random
 import time
 
 import pytest
-from crowd import Crowd
+from crowd import Crowd, runs_of
+from mlflow.tracking import MlflowClient
 from optuna.trial import FrozenTrial, TrialState
+from test_tracking import check_runs
 
 TRIALS, KILLS, OUTAGE = (int(os.environ.get(name, few)) for name, few in (("TRIALS", 48), ("KILLS", 3), ("OUTAGE", 3)))
 
@@ -24,9 +26,9 @@ def shared(request, tmp_path) -> tuple[str, dict]:
     return "grpc", request.getfixturevalue("proxy")
 
 
-def test_eight_workers_on_one_study(shared):
-    kind, options = shared
-    with Crowd(kind, options, target=TRIALS, name=f"eight-{kind}", early_stopping=False) as crowd:
+def test_eight_workers_on_one_study(shared, mlflow_server):
+    kind, options, uri = *shared, mlflow_server.uri
+    with Crowd(kind, options, target=TRIALS, name=f"eight-{kind}", uri=uri, early_stopping=False) as crowd:
         crowd.start(8)
         crowd.join(300)
         assert {worker.exitcode for worker in crowd.workers} == {0}
@@ -36,6 +38,8 @@ def test_eight_workers_on_one_study(shared):
     assert sorted(trial.user_attrs["slot"] for trial in trials) == list(range(TRIALS))
     assert len({tuple(trial.params.items()) for trial in trials}) == TRIALS  # each worker has a seed of its own
     assert len({trial.user_attrs["worker"] for trial in trials}) > 4  # the last may start when all is done
+    check_runs(MlflowClient(uri), crowd.study)
+    assert runs_of(crowd.study, uri).sync("FINISHED") == 0
 
 
 def test_workers_that_are_killed_lose_no_trial(shared):
