@@ -34,19 +34,6 @@ def model_path(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def workers_find_us(monkeypatch):
-    """Processes that are launched find this tree."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-@pytest.fixture
-def in_postgres(postgres) -> list[str]:
-    """Settings of the storage."""
-    return ["storage=postgres", *(f"storage.{name}={value}" for name, value in postgres.settings.items())]
-
-
-@pytest.fixture
 def flowprune(tmp_path, model_path, monkeypatch, capsys):
     """The command line, in this process: called with overrides, it returns the exit code and what was printed."""
 
