@@ -196,7 +196,7 @@ def ray() -> Iterator[dict[str, str]]:
 
     Some of its parts listen on all interfaces: a token keeps others out. 127.0.0.1 it would take for an outer one.
     """
-    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # paths of its sockets must stay short
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # paths of its sockets must stay short
     port, dashboard, token = free_port(), free_port(), secrets.token_hex(16)
     address, environment = f"http://127.0.0.1:{dashboard}", {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     kept = {name: value for name, value in os.environ.items() if name != "PGPASSWORD"}  # of which its workers hear

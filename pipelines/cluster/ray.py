@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 ANSWER_SECONDS = 10  # that the dashboard has for each answer
+NODES = 10_000  # that are looked at: Ray lists no more
 STOP_SECONDS = 30  # that a worker has to put its trial back; Ray's own default is 3
 SECRET = re.compile("PASSWORD|PASSWD|TOKEN|SECRET|KEY$|CREDENTIAL")
 OF_RAY = re.compile("^Running entrypoint for job|Runtime env is setting up.$")  # in each log
@@ -44,7 +45,9 @@ def check(settings: Settings) -> None:
     except ImportError as error:
         raise FlowpruneError("cluster=ray needs Ray: pip install 'flowprune[ray]'.") from error
     try:
-        nodes = list_nodes(cluster.address, timeout=ANSWER_SECONDS, detail=True, raise_on_missing_output=False)
+        nodes = list_nodes(
+            cluster.address, limit=NODES, timeout=ANSWER_SECONDS, detail=True, raise_on_missing_output=False
+        )
     except RayStateApiException as error:
         raise FlowpruneError(
             f"No Ray answers at {cluster.address}: set cluster.address to its dashboard's, or start one with ray start "
@@ -144,7 +147,7 @@ def _why(id: str) -> str | None:
         return "Ray does not know it any more, as after a restart of its head"
     if job.status != "FAILED":
         return None
-    lines = [line for line in (job.message or "").splitlines() if not OF_RAY.search(line)]
+    lines = [line for line in (job.message or "nothing").splitlines() if not OF_RAY.search(line)]
     return f"Ray says: {lines[0]}" if job.driver_exit_code is None else reason(lines)  # the end of its log is in there
 
 
@@ -181,9 +184,12 @@ def _check_words(cluster: RayCluster) -> None:
         raise FlowpruneError(
             f"cluster.address is {masked(cluster.address)}: give that of Ray's dashboard, as in http://head:8265."
         )
-    for name in OVERRULING:
-        if os.environ.get(name, cluster.address) != cluster.address:
-            raise FlowpruneError(f"{name} is set, and overrules cluster.address: unset it, or set both to the same.")
+    overruling = next((name for name in OVERRULING if os.environ.get(name)), None)
+    if overruling is not None and os.environ[overruling] != cluster.address:
+        raise FlowpruneError(
+            f"{overruling} names another Ray, and overrules cluster.address: unset it, or export "
+            f"RAY_API_SERVER_ADDRESS={cluster.address}."
+        )
     for name in cluster.environment:
         if SECRET.search(name.upper()):
             raise FlowpruneError(

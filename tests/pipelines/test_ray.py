@@ -38,7 +38,7 @@ def command(ray, postgres, in_postgres, tmp_path, monkeypatch) -> list[str]:
         (["cluster.gpus=1.5"], "cluster.gpus is 1.5: give a share of one GPU, or a whole number"),
         (["cluster.address=ray://head:10001"], "cluster.address is ray://head:10001: give that of Ray's dashboard"),
         (["cluster.address=http://me:word@head:8265"], "cluster.address is http://***@head:8265: give that"),
-        (["cluster.address=http://head:8265"], "RAY_API_SERVER_ADDRESS is set, and overrules cluster.address: unset"),
+        (["cluster.address=http://head:8265"], "RAY_API_SERVER_ADDRESS names another Ray, and overrules"),
         (["cluster.environment=[HF_HOME,PGPASSWORD]"], "cluster.environment has PGPASSWORD, and Ray's dashboard"),
     ],
 )
