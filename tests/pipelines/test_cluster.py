@@ -60,8 +60,18 @@ def test_no_password_gets_in_or_out(flowprune, in_postgres, tmp_path, monkeypatc
     monkeypatch.setenv("PGPASSWORD", engines.PASSWORD)
     code, printed = flowprune(*QUICK, *in_postgres, "storage.database=nope")
     assert code == 2 and "has no database 'nope': createdb nope" in words(printed)
+    code, printed = flowprune(*QUICK, "tracking.uri=http://me:wr0ng-one@127.0.0.1:1")
+    assert code == 2 and "No MLflow tracking store answers at http://***@127.0.0.1:1" in words(printed)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files and not any(b"wr0ng-one" in path.read_bytes() for path in files)
+
+
+def test_more_workers_than_gpus_are_refused(flowprune, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    journal = ["storage=journal", f"storage.path={tmp_path}/studies.journal", "cluster=local", "cluster.workers=3"]
+    code, printed = flowprune(*QUICK, *journal, "model.device=cuda")
+    assert code == 2 and "cluster.workers is 3 and this host shows 2 GPUs: set cluster.workers=2." in words(printed)
 
 
 def test_workers_of_this_host(flowprune, tmp_path):

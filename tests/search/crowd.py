@@ -6,6 +6,8 @@ import sys
 import time
 import unittest.mock
 import warnings
+from datetime import datetime, timedelta
+from functools import partial
 from multiprocessing import forkserver
 from typing import Any
 
@@ -13,6 +15,8 @@ import engines
 import optuna
 from stand_ins import SETTINGS, StandIn, work
 
+import search.reaper
+import search.study
 from search.queue import fill
 from search.storages import STORAGES
 from search.study import open_study
@@ -36,10 +40,37 @@ def runs_of(study: optuna.Study, uri: str) -> StudyRuns:
     return StudyRuns(open_store(uri), study, "flowprune-crowd", None)
 
 
+class FastClock(datetime):
+    """Of a host whose clock is a minute fast."""
+
+    @classmethod
+    def now(cls, tz=None) -> datetime:
+        return datetime.now(tz) + timedelta(minutes=1)
+
+
+def move_to(host: str) -> None:
+    """Let this process look like one of another host, whose clock is fast."""
+    search.reaper.HOST = host
+    optuna.storages._rdb.storage.datetime = FastClock
+
+
 def run_one(
-    kind: str, options: dict[str, Any], name: str, worker: int, target: int, seconds: float, uri: str | None, **more
+    kind: str,
+    options: dict[str, Any],
+    name: str,
+    worker: int,
+    host: str | None,
+    target: int,
+    seconds: float,
+    beat: float,
+    uri: str | None,
+    **more: Any,
 ) -> None:
     """One worker, whose trials take that many seconds, tracked by a server where one is named."""
+    search.study.Reaper = partial(search.reaper.Reaper, seconds=beat)
+    search.study.heartbeat = partial(search.reaper.heartbeat, seconds=beat)
+    if host is not None:
+        move_to(host)
     os.environ["PGPASSWORD"] = engines.PASSWORD  # the server that forks may be older than the password
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -60,6 +91,7 @@ class Crowd:
         seconds: a trial takes at least.
         name: of the study.
         uri: of an MLflow server; None: not tracked.
+        beat: seconds between a worker's heartbeats, and looks at others'.
         more: of :func:`search.study.open_study`.
     """
 
@@ -71,18 +103,20 @@ class Crowd:
         seconds: float = 0.0,
         name: str = "crowd",
         uri: str | None = None,
+        beat: float = search.reaper.BEAT_SECONDS,
         **more: Any,
     ) -> None:
-        self._arguments = (kind, options, name), (target, seconds, uri), more
+        self._arguments = (kind, options, name), (target, seconds, beat, uri), more
         self.study = study_in(kind, options, name, **more)
         fill(self.study, target)
         self.workers: list[Any] = []
 
-    def start(self, count: int) -> None:
+    def start(self, count: int, host: str | None = None) -> None:
+        """Start more workers, on this host or as if on another."""
         serve_forks()
         (first, last, more), begun = self._arguments, len(self.workers)
         for number in range(begun, begun + count):
-            worker = FORKS.Process(target=run_one, args=(*first, number, *last), kwargs=more)
+            worker = FORKS.Process(target=run_one, args=(*first, number, host, *last), kwargs=more)
             worker.start()
             self.workers.append(worker)
 

@@ -7,8 +7,10 @@ import os
 import random
 import time
 
+import optuna
 import pytest
 from crowd import Crowd, runs_of
+from engines import wait_until
 from mlflow.tracking import MlflowClient
 from optuna.trial import FrozenTrial, TrialState
 from test_tracking import check_runs
@@ -54,6 +56,34 @@ def test_workers_that_are_killed_lose_no_trial(shared):
         crowd.join(120)
         trials = crowd.study.get_trials()
     check_slots(trials, 12 * KILLS)
+
+
+def test_another_host_whose_clock_is_a_minute_fast_loses_no_trial(postgres):
+    """Its worker is killed, which only silence tells from here; those at work are taken for what they are."""
+    hosts = {"name": "hosts", "beat": 0.5, "early_stopping": False}
+    with Crowd("postgres", postgres.settings, target=24, seconds=1.0, **hosts) as crowd:
+        crowd.start(2)
+        crowd.start(2, "elsewhere")
+        wait_until(lambda: len(running(crowd.study, "elsewhere")) == 2, 60, "two trials elsewhere")
+        [lost] = [t for t in running(crowd.study, "elsewhere") if worker_of(t) == f"elsewhere:{crowd.workers[3].pid}"]
+        crowd.workers[3].kill()
+        crowd.join(120)
+        trials = crowd.study.get_trials()
+    check_slots(trials, 24)
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+    assert [(trial.number, trial.user_attrs["error"]) for trial in failed] == [(lost.number, "its worker died")]
+    own, others = ([t for t in trials if worker_of(t).startswith("elsewhere:") == there] for there in (False, True))
+    ahead = min(t.datetime_start for t in others) - min(t.datetime_start for t in own)
+    assert ahead.total_seconds() > 30 and len(others) > 2
+
+
+def running(study: optuna.Study, host: str) -> list[FrozenTrial]:
+    trials = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return [trial for trial in trials if worker_of(trial).startswith(f"{host}:")]
+
+
+def worker_of(trial: FrozenTrial) -> str:
+    return trial.user_attrs.get("worker", "")
 
 
 def check_slots(trials: list[FrozenTrial], target: int) -> None:
