@@ -65,6 +65,11 @@ class Space:
         """The method parameters that are searched."""
         return searched_parameters(self.method, self.fixed, self.ranges)
 
+    @property
+    def places(self) -> int:
+        """How many layers the first step inside the language model may come before."""
+        return self.layers - self.first_inner_layer - self.steps + 2
+
     def describe(self) -> dict[str, Any]:
         """What makes two searches comparable, as plain data."""
         return {
@@ -73,6 +78,7 @@ class Space:
             "parameters": {name: [bounds.low, bounds.high] for name, bounds in self.parameters.items()},
             self.measure: self.budgets[0] if len(self.budgets) == 1 else list(self.budgets),
             "steps": self.steps,
+            "places": self.places,
             "positions": list(self.positions),
         }
 
@@ -87,12 +93,14 @@ class Space:
                 values[name] = trial.suggest_int(name, int(bounds.low), int(bounds.high))
             else:
                 values[name] = trial.suggest_float(name, bounds.low, bounds.high, log=bounds.log)
-        place = [trial.suggest_float(f"place_{step}", 0, 1) for step in range(1, self.steps)]
+        # whole numbers: between two layers nothing changes, and a sampler need not find that out
+        place = [trial.suggest_int(f"place_{step}", 0, self.places - 1) for step in range(1, self.steps)]
         share = [trial.suggest_float(f"share_{step}", 0, 1) for step in range(self.steps - 1)]
         positions = self.positions[0]
         if len(self.positions) > 1:
             positions = trial.suggest_categorical("positions", list(self.positions))
-        return self.config(budget, values, self.place_steps(place), share, positions)
+        layers = self.place_steps([(each + 0.5) / self.places for each in place])
+        return self.config(budget, values, layers, share, positions)
 
     def place_steps(self, places: Sequence[float]) -> list[int]:
         """Layers of the steps, strictly increasing from 0, from numbers in [0, 1]."""

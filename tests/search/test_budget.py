@@ -136,8 +136,9 @@ def test_every_suggestion_is_on_budget(workload, measure, steps, where, data):
     target = least + where * (1 - least)
     cost = share_of(counted, measure)
     space = Space("uniform", {}, {}, measure, [target], cost, steps, depth, ["original"], counted.layouts, PIXELS)
-    names = [f"place_{n}" for n in range(1, space.steps)] + [f"share_{n}" for n in range(space.steps - 1)]
-    trial = optuna.trial.FixedTrial({name: data.draw(unit, name) for name in names})
+    values = {f"place_{n}": data.draw(st.integers(0, space.places - 1)) for n in range(1, space.steps)}
+    values |= {f"share_{n}": data.draw(unit) for n in range(space.steps - 1)}
+    trial = optuna.trial.FixedTrial(values)
     config = space.suggest(trial)
     layers, ratios = [step.layer for step in config.schedule], [step.keep_ratio for step in config.schedule]
     assert layers[0] == 0 and layers == sorted(set(layers)) and layers[-1] < space.layers

@@ -1,6 +1,6 @@
 """The search space: what is searched comes from the methods themselves, and everything suggested is a valid config."""
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 from types import SimpleNamespace
 from typing import Annotated, Literal
 
@@ -157,6 +157,8 @@ def test_every_layer_can_be_chosen():
     one = space(steps=2, layers=7)
     assert {one.place_steps([n / 50])[1] for n in range(51)} == set(range(1, 7))
     assert space(steps=3, layers=3).place_steps([0.9, 0.1]) == [0, 1, 2]
+    found = {tuple(step.layer for step in config.schedule) for _, config in suggested(space(steps=3, layers=5), 0, 150)}
+    assert found == {(0, *inner) for inner in combinations(range(1, 5), 2)}
 
 
 class Ramp(Method):
