@@ -3,10 +3,13 @@
 from pipelines.cluster import Launched
 from pipelines.cluster.following import wait_for
 from pipelines.console import console
+from pipelines.keeping import study_runs
+from pipelines.search import end_tracking
 from pipelines.settings import Settings
 from pipelines.storage import known_study
 from search.reaper import Reaper
 from search.study import done_trials
+from search.tracking import Tracker
 
 
 def run(settings: Settings) -> None:
@@ -20,6 +23,7 @@ def run(settings: Settings) -> None:
     if study is not None:
         Reaper(study, settings.search.trials).reap(study.get_trials(deepcopy=False))
         done = len(done_trials(study))
+        end_tracking(settings, Tracker(study_runs(settings, study)), "FAILED")
     console.print(
         f"{count} workers stopped with {done} of {settings.search.trials} trials done; stages=[search] goes on.",
         markup=False,

@@ -147,20 +147,31 @@ def work(search: Search, target: int, tracker: Tracker, show: Callable[[], None]
 
 
 @contextmanager
-def tracked(settings: Settings, study: optuna.Study) -> Iterator[Tracker]:
-    """Keep MLflow in step with the study inside the block; what a lost server misses is said, and stops nothing."""
-    tracker = Tracker(study_runs(settings, study))
+def tracked(settings: Settings, study: optuna.Study, beside_others: bool = False) -> Iterator[Tracker]:
+    """Keep MLflow in step with the study inside the block; what a lost server misses is said, and stops nothing.
+
+    Args:
+        settings: name the tracking store.
+        study: the study.
+        beside_others: see :class:`search.tracking.Tracker`.
+    """
+    tracker = Tracker(study_runs(settings, study), beside_others)
     status = "FAILED"
     try:
         yield tracker
         status = "FINISHED"
     finally:
-        tracker.close(status)
-        if tracker.lost:
-            console.print(
-                f"[yellow]MLflow at {masked(settings.tracking.uri)} was lost ({escape(tracker.lost)}); trials are safe "
-                f"in {named(settings.storage)}: flowprune stages=[sync], or the next run of this study, logs them.[/]"
-            )
+        end_tracking(settings, tracker, status)
+
+
+def end_tracking(settings: Settings, tracker: Tracker, status: str) -> None:
+    """Close a tracker, and say what it could not log; ``status`` is MLflow's word for how the search ended."""
+    tracker.close(status)
+    if tracker.lost:
+        console.print(
+            f"[yellow]MLflow at {masked(settings.tracking.uri)} was lost ({escape(tracker.lost)}); trials are safe "
+            f"in {named(settings.storage)}: flowprune stages=[sync], or the next run of this study, logs them.[/]"
+        )
 
 
 def conclude(settings: Settings, study: optuna.Study) -> None:

@@ -30,8 +30,9 @@ def run(settings: Settings, worker: int) -> None:
         FlowpruneError: what this host lacks.
     """
     joined = search.join(settings, worker)
-    with search.tracked(settings, joined.study) as tracker, interruptible(joined.study, settings.search.trials):
-        search.work(joined, settings.search.trials, tracker, lambda: print(".", end="", flush=True))
+    study, target = joined.study, settings.search.trials
+    with search.tracked(settings, study, beside_others=True) as tracker, interruptible(study, target):
+        search.work(joined, target, tracker, lambda: print(".", end="", flush=True))
 
 
 def main() -> None:

@@ -80,7 +80,7 @@ class StudyRuns:
     def start(self, number: int, began: int) -> str:
         """Make a running trial's run; returns its id."""
         if number not in self._children:
-            parent = self._parent or self._settled()[0]
+            parent = self._known_parent() or self._settled()[0]
             tags = {"mlflow.parentRunId": parent.info.run_id, "kind": "trial", "trial": str(number), "state": "running"}
             self._children[number] = self._create(parent.info.experiment_id, tags, f"trial {number:03d}", began)
         return self._children[number]
@@ -90,6 +90,17 @@ class StudyRuns:
         run_id = self.start(trial.number, milliseconds(trial.datetime_start))
         self._client.log_batch(run_id, **entities(self._study, trial))
         self._client.set_terminated(run_id, status(trial), ended(trial))
+
+    def latest(self) -> int | None:
+        """The trial that was the last to be done; None if none is."""
+        done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return max(done, key=ended).number if done else None
+
+    def _known_parent(self) -> Run | None:
+        """The study's run, without a look at its trials'."""
+        if self._parent is None and (run := self._known_run()) and run.info.lifecycle_stage == LifecycleStage.ACTIVE:
+            self._parent = run
+        return self._parent
 
     def _settled(self) -> tuple[Run, dict[int, Run], int]:
         """The study's run, its trials' runs, and how many runs had to be made, moved or deleted for there to be one
@@ -190,13 +201,20 @@ class StudyRuns:
         return self._opened_experiment()
 
     def _known_experiment(self) -> Experiment | None:
+        run = self._known_run()
+        if run is None:
+            return None
+        found = self._client.get_experiment(run.info.experiment_id)
+        return found if found.lifecycle_stage == LifecycleStage.ACTIVE else None
+
+    def _known_run(self) -> Run | None:
+        """The study's run as it was left, deleted or not."""
         known = self._study.user_attrs.get(RUN)
         if known is None:
             return None
         try:
-            found = self._client.get_experiment(self._client.get_run(known).info.experiment_id)
+            return self._client.get_run(known)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return None
-        return found if found.lifecycle_stage == LifecycleStage.ACTIVE else None

@@ -21,13 +21,17 @@ class Tracker:
 
     Args:
         runs: of the study.
+        beside_others: whether somebody else has made MLflow agree with the study already, and will at the end; then
+            this one reads what others logged only if it was behind, or ended the study's last trial.
     """
 
-    def __init__(self, runs: StudyRuns) -> None:
+    def __init__(self, runs: StudyRuns, beside_others: bool = False) -> None:
         self._runs = runs
+        self._beside_others = beside_others
+        self._last: int | None = None  # trial that ended here
         self._work: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._pause, self._retry_at = FIRST_PAUSE, 0.0
-        self._behind = True  # until what earlier workers could not log is logged
+        self._behind = not beside_others  # until what earlier workers could not log is logged
         self.lost: str | None = None
         self._thread = threading.Thread(target=self._log_queued, name="flowprune-tracking", daemon=True)
         self._thread.start()
@@ -39,6 +43,7 @@ class Tracker:
 
     def end_trial(self, trial: FrozenTrial) -> None:
         """Log a trial that ended."""
+        self._last = trial.number
         self._work.put(lambda: self._runs.log(trial))
 
     def close(self, status: str = "FINISHED") -> None:
@@ -49,7 +54,12 @@ class Tracker:
         """
         self._work.put(None)
         self._thread.join()
-        self._attempt(lambda: self._runs.sync(status))
+        self._attempt(lambda: self._is_needed() and self._runs.sync(status))
+
+    def _is_needed(self) -> bool:
+        if self._behind or not self._beside_others:
+            return True
+        return self._last is not None and self._last == self._runs.latest()
 
     def _log_queued(self) -> None:
         while True:

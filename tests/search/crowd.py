@@ -75,7 +75,7 @@ def run_one(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     study = study_in(kind, options, name, worker, **more)
-    tracker = None if uri is None else Tracker(runs_of(study, uri))
+    tracker = None if uri is None else Tracker(runs_of(study, uri), beside_others=True)
     work(study, target, StandIn(during=lambda _: time.sleep(seconds)), tracker, place=worker)
     if tracker is not None:
         tracker.close()
@@ -109,6 +109,8 @@ class Crowd:
         self._arguments = (kind, options, name), (target, seconds, beat, uri), more
         self.study = study_in(kind, options, name, **more)
         fill(self.study, target)
+        if uri is not None:
+            runs_of(self.study, uri).sync("RUNNING")  # as the command that launches workers does
         self.workers: list[Any] = []
 
     def start(self, count: int, host: str | None = None) -> None:

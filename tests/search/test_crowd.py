@@ -40,6 +40,7 @@ def test_eight_workers_on_one_study(shared, mlflow_server):
     assert sorted(trial.user_attrs["slot"] for trial in trials) == list(range(TRIALS))
     assert len({tuple(trial.params.items()) for trial in trials}) == TRIALS  # each worker has a seed of its own
     assert len({trial.user_attrs["worker"] for trial in trials}) > 4  # the last may start when all is done
+    runs_of(crowd.study, uri).sync("FINISHED")  # as the command that launched them does
     check_runs(MlflowClient(uri), crowd.study)
     assert runs_of(crowd.study, uri).sync("FINISHED") == 0
 

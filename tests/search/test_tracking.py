@@ -253,6 +253,22 @@ def test_a_server_lost_at_the_start_stops_nothing_and_makes_no_second_parent(met
     check_agreement(folder, study)
 
 
+def test_a_worker_beside_others_reads_their_runs_only_if_it_ended_the_last_trial(folder):
+    study = make_study(folder)
+    make_runs(folder, study).sync("RUNNING")
+    unread = Flaky(client_of(folder), ERRORS["mlflow"], methods=("search_runs",))
+    unread.down = True
+    first, last = (
+        Tracker(runs, beside_others=True) for runs in (flaky_runs(unread, study, folder), make_runs(folder, study))
+    )
+    work(study, 3, tracker=first)
+    work(make_study(folder), 5, tracker=last)
+    first.close()
+    assert unread.lost_calls == 0 and first.lost is None
+    last.close()
+    check_agreement(folder, study)
+
+
 @pytest.mark.parametrize("how", ["other store", "deleted"])
 def test_a_study_whose_run_is_gone_is_logged_anew(how, folder, empty_store):
     study = make_study(folder)
