@@ -45,7 +45,7 @@ Landscape = Callable[[optuna.Trial], float]
 
 
 def suggest(trial: optuna.Trial) -> dict[str, float | str]:
-    """The parameters of the default search."""
+    """The parameters of the default search, but that a step's place is any number in [0, 1]."""
     found: dict[str, float | str] = {}
     for name, bounds in SEARCHED.items():
         if method_named("vflowopt").model_fields[name].annotation is int:
@@ -107,7 +107,9 @@ def record(path: Path) -> None:
                 trial = study.ask()
                 found = objective.evaluate(space.suggest(trial))
                 study.tell(trial, sum(found) / len(found))
-                values = [trial.params[each] for each in (*SEARCHED, *UNIT)]
+                unit = {name: trial.params[name] for name in UNIT}
+                unit |= {name: (unit[name] + 0.5) / space.places for name in UNIT if name.startswith("place")}
+                values = [*(trial.params[name] for name in SEARCHED), *unit.values()]
                 writer.writerow(
                     [*(f"{v:.5g}" for v in values), trial.params["positions"], f"{sum(found) / len(found):.5g}"]
                 )
