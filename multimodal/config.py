@@ -70,6 +70,7 @@ class Provenance(_Strict):
     trial: int
     calibration_discrepancy: float
     heldout_discrepancy: float | None = None
+    heldout_digest: str | None = None
     data_digest: str
     versions: dict[str, str] = Field(default_factory=dict)
 

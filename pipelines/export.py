@@ -25,11 +25,7 @@ def run(settings: Settings) -> Path:
     if settings.run_id is not None or settings.registered is not None:
         return _fetch(settings)
     output = settings.folder
-    config = PruningConfig.from_pretrained(output / TUNED)
-    if (output / REPORT).exists() and config.provenance is not None:
-        found = json.loads((output / REPORT).read_text(encoding="utf-8"))["tuned"]["discrepancy"]
-        provenance = config.provenance.model_copy(update={"heldout_discrepancy": found})
-        config = config.model_copy(update={"provenance": provenance})
+    config = _with_heldout(PruningConfig.from_pretrained(output / TUNED), output / REPORT)
     path = config.save_pretrained(output)
     with prune(open_model(settings.model).model, PruningConfig.from_pretrained(path)):
         pass
@@ -38,6 +34,18 @@ def run(settings: Settings) -> Path:
     register_with_study(settings, path)
     say_how_to_compare(settings)
     return path
+
+
+def _with_heldout(config: PruningConfig, report: Path) -> PruningConfig:
+    """The config with its discrepancy on held-out samples, where validate has measured this trial's."""
+    if config.provenance is None or not report.exists():
+        return config
+    found, origin = json.loads(report.read_text(encoding="utf-8")), config.provenance
+    if found.get("tuned") != {"study": origin.study, "trial": origin.trial}:
+        return config
+    discrepancy = found["contenders"]["tuned"]["discrepancy"]
+    measured = {"heldout_discrepancy": discrepancy, "heldout_digest": found["data_digest"]}
+    return config.model_copy(update={"provenance": origin.model_copy(update=measured)})
 
 
 def _fetch(settings: Settings) -> Path:

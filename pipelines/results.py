@@ -6,6 +6,7 @@ from pathlib import Path
 import optuna
 
 from multimodal import FlowpruneError, PruningConfig
+from multimodal.config import FILE_NAME
 from pipelines.parameters_plot import plot_parameters
 from pipelines.pareto_plot import plot_front
 from pipelines.plots import plot_search
@@ -70,14 +71,14 @@ def _write_trials(study: optuna.Study, path: Path) -> None:
 
 
 def load_config(settings: Settings, path: str | None) -> PruningConfig:
-    """A config that a stage was given, or else this study's tuned one.
+    """A config that a stage was given, or else this study's tuned one, or the one that was fetched.
 
     Raises:
         FlowpruneError: there is none.
     """
     if path is not None:
         return PruningConfig.from_pretrained(path)
-    for name in ("pruning.json", TUNED):
+    for name in (TUNED, FILE_NAME):
         if (settings.folder / name).exists():
             return PruningConfig.from_pretrained(settings.folder / name)
     raise FlowpruneError(f"{settings.folder} holds no tuned config: run stages=[calibrate,search] first, or give one.")

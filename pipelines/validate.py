@@ -75,7 +75,10 @@ def run(settings: Settings) -> dict[str, Row]:
     answers = {name: _answers(opened, samples, config, name) for name, config in configs.items()}
     rows = _rows(samples, answers, configs, objective)
     report = settings.folder / REPORT
-    report.write_text(json.dumps({name: asdict(row) for name, row in rows.items()}, indent=2) + "\n", encoding="utf-8")
+    origin = None if tuned.provenance is None else {"study": tuned.provenance.study, "trial": tuned.provenance.trial}
+    found = {"tuned": origin, "samples": len(samples), "data_digest": cached.data_digest}
+    found["contenders"] = {name: asdict(row) for name, row in rows.items()}
+    report.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     console.print(_table(rows, len(samples)))
     if any(row.accuracy_by_kind for row in rows.values()):
         console.print(_kinds_table(rows, samples))

@@ -6,6 +6,7 @@ the slot that comes ``AHEAD`` later.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -32,7 +33,8 @@ def fill(study: optuna.Study, target: int) -> bool:
     taken = {_slot(trial) for trial in trials if trial.state != TrialState.FAIL}
     missing = [slot for slot in range(target) if slot not in taken][: min(AHEAD, target - done)]
     for slot in missing:
-        _queue(study, slot)
+        again = [trial for trial in trials if _slot(trial) == slot and _wants_retry(trial, trials)]
+        _retry(study, again[0]) if again else _queue(study, slot)
     return bool(missing)
 
 
@@ -88,14 +90,29 @@ def put_back(study: optuna.Study, trial: FrozenTrial, target: int, reason: str) 
     trials = study.get_trials(deepcopy=False)
     trial = trials[trial.number]
     _queue_next(study, trials, trial, target)  # its worker may have had no time to
-    parameters = trial.params or trial.system_attrs.get("fixed_params")
-    slot = _slot(trial)
-    marks = {} if slot is None else {"slot": slot}
-    if parameters and "retry_of" not in trial.user_attrs:
-        study.enqueue_trial(parameters, user_attrs=marks | {"retry_of": trial.number})
-    elif slot is not None:
+    if _wants_retry(trial, trials):
+        _retry(study, trial)
+    elif (slot := _slot(trial)) is not None:
         _queue(study, slot)
     return True
+
+
+def _wants_retry(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
+    """Whether a trial was put back, and its parameters are not yet tried again, nor a second time themselves."""
+    put_back = trial.state == TrialState.FAIL and "error" in trial.user_attrs
+    if not put_back or not _parameters(trial) or "retry_of" in trial.user_attrs:
+        return False
+    return all(other.user_attrs.get("retry_of") != trial.number for other in trials)
+
+
+def _retry(study: optuna.Study, trial: FrozenTrial) -> None:
+    slot = _slot(trial)
+    marks = {} if slot is None else {"slot": slot}
+    study.enqueue_trial(_parameters(trial), user_attrs=marks | {"retry_of": trial.number})
+
+
+def _parameters(trial: FrozenTrial) -> dict[str, Any]:
+    return trial.params or trial.system_attrs.get("fixed_params", {})
 
 
 def _slot(trial: FrozenTrial) -> int | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +12,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from multimodal import FlowpruneError, PruningConfig
-from multimodal.config import FILE_NAME
+from multimodal.config import FILE_NAME, Provenance
 from search.credentials import masked
 from search.tracking.facts import RUN
 from search.tracking.store import LOST, open_store, reason
 
-CHAMPION = "champion"  # the alias of the version of least discrepancy, held-out where that was measured
+CHAMPION = "champion"  # the alias of the version of least discrepancy among those measured on the latest one's samples
 EXPORTS = "exports"  # the folder of a run's artifacts that keeps each of its exports, by digest
 
 
@@ -67,13 +68,11 @@ def _register(client: MlflowClient, run_id: str, model: str, path: Path) -> Regi
     if own is None:
         client.log_artifact(run_id, str(path), f"{EXPORTS}/{key}")
         tags = {"digest": key, "study": config.provenance.study, "trial": str(config.provenance.trial)}
-        found = config.provenance.heldout_discrepancy
-        tags |= {"discrepancy": str(config.provenance.calibration_discrepancy)}
-        tags |= {} if found is None else {"heldout_discrepancy": str(found)}
+        tags |= _measured(config.provenance)
         source = f"runs:/{run_id}/{EXPORTS}/{key}"
         own = client.create_model_version(name, source, run_id, tags, description=_described(config))
         versions.append(own)
-    best = min(versions, key=_rank)
+    best = _best(versions)
     if str(client.get_registered_model(name).aliases.get(CHAMPION)) != str(best.version):
         client.set_registered_model_alias(name, CHAMPION, str(best.version))
     return Registered(name, str(own.version), own.version == best.version)
@@ -86,10 +85,24 @@ def _described(config: PruningConfig) -> str:
     return found if origin.heldout_discrepancy is None else f"{found}, held-out {origin.heldout_discrepancy:.4f}"
 
 
-def _rank(version: ModelVersion) -> tuple[bool, float]:
-    """Least first: a discrepancy on held-out samples before one that only the calibration samples gave."""
-    heldout = version.tags.get("heldout_discrepancy")
-    return heldout is None, float(heldout or version.tags.get("discrepancy", "inf"))
+def _measured(origin: Provenance) -> dict[str, str]:
+    """Discrepancies, and the samples that they were measured on, as a version's tags."""
+    tags = {"discrepancy": str(origin.calibration_discrepancy), "data_digest": origin.data_digest}
+    if origin.heldout_discrepancy is not None:
+        heldout = {"heldout_discrepancy": origin.heldout_discrepancy, "heldout_digest": origin.heldout_digest}
+        tags |= {name: str(value) for name, value in heldout.items()}
+    return tags
+
+
+def _best(versions: Sequence[ModelVersion]) -> ModelVersion:
+    """Of least discrepancy, where that was measured on the same samples as the latest version's: on held-out ones, or
+    on calibration samples as long as no version was measured on others."""
+    heldout = [version for version in versions if "heldout_discrepancy" in version.tags]
+    measured = heldout or versions
+    figure, samples = ("heldout_discrepancy", "heldout_digest") if heldout else ("discrepancy", "data_digest")
+    latest = max(measured, key=lambda version: int(version.version))
+    alike = [version for version in measured if version.tags.get(samples) == latest.tags.get(samples)]
+    return min(alike, key=lambda version: float(version.tags.get(figure, "inf")))
 
 
 def digest(path: Path) -> str:

@@ -25,6 +25,7 @@ GOOD: dict[str, Any] = {
         "trial": 3,
         "calibration_discrepancy": 0.02,
         "heldout_discrepancy": None,
+        "heldout_digest": None,
         "data_digest": "abc",
         "versions": {"torch": "2.14"},
     },

@@ -69,6 +69,9 @@ def check_outputs(output: Path, study: optuna.Study) -> None:
     )
 
     report = json.loads((output / "validation.json").read_text())
+    assert report["tuned"] == {"study": study.study_name, "trial": best.number}
+    assert report["data_digest"] == config.provenance.heldout_digest != config.provenance.data_digest
+    report = report["contenders"]
     assert set(report) == CONTENDERS
     assert report["unpruned"]["discrepancy"] == 0 and report["unpruned"]["agreement"] == 1
     assert config.provenance.heldout_discrepancy == report["tuned"]["discrepancy"]
@@ -147,9 +150,16 @@ def test_the_same_command_again_adds_nothing(in_shared, shared):
 
 
 def test_more_trials_go_on_with_the_study(in_shared, shared):
-    code, printed = in_shared("stages=[search,export]", "search.trials=6")
+    code, printed = in_shared("stages=[search]", "search.trials=6")
     assert code == 0, printed
     assert len(study_of(shared).get_trials()) == 6 and len(runs_of(shared, "trial")) == 6
+    report = shared / "run" / "validation.json"
+    measured = json.loads(report.read_text())
+    for trial, known in [(best_trial(study_of(shared)).number, True), (99, False)]:
+        report.write_text(json.dumps(measured | {"tuned": measured["tuned"] | {"trial": trial}}))
+        code, printed = in_shared("stages=[export]")
+        origin = PruningConfig.from_pretrained(shared / "run").provenance
+        assert code == 0 and (origin.heldout_discrepancy is not None) == known, printed
 
 
 def test_sync_fills_an_emptied_store_and_then_changes_nothing(in_shared, shared):
@@ -229,7 +239,7 @@ def test_several_budgets_in_one_study(flowprune, tmp_path):
     for budget in (0.2, 0.5):
         folder = output / f"retention-{budget}"
         config = PruningConfig.from_pretrained(folder)
-        report = json.loads((folder / "validation.json").read_text())
+        report = json.loads((folder / "validation.json").read_text())["contenders"]
         assert config.budget.asked == budget and budget - 0.05 < config.budget.met <= budget
         assert report["tuned"]["discrepancy"] == config.provenance.heldout_discrepancy
         alike = [t for t in study.get_trials() if t.user_attrs["config"]["budget"]["asked"] == budget]
@@ -274,4 +284,4 @@ def test_a_folder_of_ones_own_without_answers(flowprune, tmp_path):
     assert code == 0, printed
     check_outputs(tmp_path / "run", study_of(tmp_path))
     report = json.loads((tmp_path / "run" / "validation.json").read_text())
-    assert {row["accuracy"] for row in report.values()} == {None}
+    assert {row["accuracy"] for row in report["contenders"].values()} == {None}

@@ -30,10 +30,12 @@ def study(folder) -> optuna.Study:
     return study
 
 
-def exported(study: optuna.Study, folder: Path, heldout: float | None, trial: int | None = None) -> Path:
+def exported(
+    study: optuna.Study, folder: Path, heldout: float | None, trial: int | None = None, data: str | None = None
+) -> Path:
     chosen = best_trial(study) if trial is None else done_trials(study)[trial]
     config = tuned_config(study, chosen)
-    origin = config.provenance.model_copy(update={"heldout_discrepancy": heldout})
+    origin = config.provenance.model_copy(update={"heldout_discrepancy": heldout, "heldout_digest": data})
     return config.model_copy(update={"provenance": origin}).save_pretrained(folder / "export")
 
 
@@ -51,6 +53,15 @@ def test_the_champion_is_the_best_of_a_model_and_budget(study, folder, uri):
     assert config_registered(uri, f"{NAME}@champion").provenance.heldout_discrepancy == 0.1
     other = register(uri, study, "other", path)
     assert other.is_champion and other.name != NAME
+
+
+def test_only_figures_of_the_same_samples_compete(study, folder, uri):
+    """Least first would be 0.1 of old samples; the latest version's samples count."""
+    champions = []
+    for heldout, data in [(0.1, "old"), (0.3, "new"), (0.2, "new"), (0.25, "new"), (0.05, "old")]:
+        register(uri, study, "tiny", exported(study, folder, heldout, data=data))
+        champions.append(config_registered(uri, NAME).provenance.heldout_discrepancy)
+    assert champions == [0.1, 0.3, 0.2, 0.2, 0.05]
 
 
 def test_a_config_is_read_back_from_any_run(study, folder, uri):

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+from unittest.mock import Mock
 
 import optuna
 import pytest
@@ -167,6 +168,21 @@ def test_a_killed_workers_trial_is_failed_and_queued_once_more(killed):
     assert (retried.state, retried.params) == (TrialState.COMPLETE, parameters)
     assert retried.user_attrs["retry_of"] == 2
     assert len(done_trials(study)) == 4 and len(study.get_trials()) == 5
+
+
+def test_who_puts_a_trial_back_may_be_killed_in_the_middle(killed, monkeypatch):
+    """After it failed the trial and before it queued the slot: the parameters are tried again all the same."""
+    study = make_study(killed, early_stopping=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "enqueue_trial", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            reap(study, 4)
+    lost = study.get_trials()[2]
+    work(study, 4)
+    [retried] = [trial for trial in study.get_trials() if trial.user_attrs.get("retry_of") == 2]
+    assert lost.state == TrialState.FAIL and retried.params == lost.params
+    assert retried.state == TrialState.COMPLETE and retried.user_attrs["slot"] == lost.user_attrs["slot"]
+    assert len(done_trials(study)) == 4
 
 
 def test_parameters_that_kill_their_worker_again_are_not_tried_again(killed):
