@@ -21,7 +21,7 @@ from search.study import done_trials
 
 pytestmark = pytest.mark.slow
 SECONDS, WORKERS, EACH = float(os.environ.get("SECONDS", 4)), (1, 4, 16), 12
-RUNNING, MEASURED = (1, 10, 100, 300, 1000), 10
+RUNNING, MEASURED = (1, 10, 100, 300, 1000), 6
 
 
 def throughput(workers: int, postgres, server: MlflowServer) -> float:
