@@ -213,6 +213,17 @@ def test_live_workers_and_other_hosts_keep_their_trials(tmp_path):
         other.wait()
 
 
+@pytest.mark.parametrize("sampler", ["gp", "tpe", "random"])
+def test_a_trial_costs_one_read_of_all_trials_whatever_the_sampler(sampler, tmp_path, monkeypatch):
+    study, reads = make_study(tmp_path, sampler=sampler, startup=3, early_stopping=False), []
+    read = study._storage.get_all_trials
+    with torch.enable_grad():
+        work(study, 6)
+        monkeypatch.setattr(study._storage, "get_all_trials", lambda *a, **more: reads.append(a) or read(*a, **more))
+        work(study, 9)
+    assert len(reads) == 3 + 3  # and two looks at an empty queue, one at a study that is done
+
+
 def test_trials_carry_their_worker_and_config(tmp_path):
     study = make_study(tmp_path)
     work(study, 1)
