@@ -116,6 +116,7 @@ def join(settings: Settings, worker: int = 0) -> Search:
         settings.search.early_stopping,
         worker,
         objectives=2 if settings.search.pareto else 1,
+        guesses=space.guesses,
     )
     return Search(study, space, objective, worker)
 

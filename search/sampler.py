@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from copy import copy
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,7 +11,6 @@ import numpy as np
 import optuna
 import torch
 from optuna._gp.acqf import BaseAcquisitionFunc
-from optuna._gp.search_space import SearchSpace
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
@@ -18,18 +18,24 @@ from optuna.trial import FrozenTrial
 from multimodal import FlowpruneError
 from search.space import BUDGET
 
-# points beside the best trials: how many, how far (of a parameter's range), and how likely a parameter is changed
-NEAR, STEP, MOVED, SWITCHED = 512, 0.1, 0.3, 0.1
 
-
-def make_sampler(name: str, seed: int, startup: int) -> optuna.samplers.BaseSampler:
+def make_sampler(
+    name: str, seed: int, startup: int, guesses: Sequence[Mapping[str, Any]] = ()
+) -> optuna.samplers.BaseSampler:
     """The sampler of that name: ``gp``, ``tpe`` or ``random``.
+
+    Args:
+        name: of the sampler.
+        seed: the same gives the same trials.
+        startup: trials before the sampler models anything; no fewer than there are guesses.
+        guesses: parameters of a study's first trials, for ``gp``.
 
     Raises:
         FlowpruneError: there is none of that name.
     """
     if name == "gp":
-        return LogGPSampler(seed=seed, n_startup_trials=startup, deterministic_objective=True)
+        first = GuessesFirst(guesses, seed)
+        return LogGPSampler(seed=seed, n_startup_trials=max(startup, len(guesses)), independent_sampler=first)
     if name == "tpe":
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True)
     if name == "random":
@@ -37,11 +43,27 @@ def make_sampler(name: str, seed: int, startup: int) -> optuna.samplers.BaseSamp
     raise FlowpruneError(f"search.sampler is {name!r}: choose gp, tpe or random.")
 
 
-class LogGPSampler(optuna.samplers.GPSampler):
-    """Optuna's GPSampler on the discrepancy's logarithm, looking closely around the best trials, a budget at a time.
+class GuessesFirst(optuna.samplers.RandomSampler):
+    """Random parameters, but for those that are guessed for a study's first trials, whichever worker runs them."""
 
-    Discrepancies span orders of magnitude, and the least ones matter. Their best region is small in ten dimensions:
-    starts spread over the whole space seldom lead the acquisition's optimiser into it.
+    def __init__(self, guesses: Sequence[Mapping[str, Any]], seed: int) -> None:
+        super().__init__(seed)
+        self._guesses = guesses
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        guess = self._guesses[trial.number] if trial.number < len(self._guesses) else {}
+        if param_name in guess:
+            return guess[param_name]
+        return super().sample_independent(study, trial, param_name, param_distribution)
+
+
+class LogGPSampler(optuna.samplers.GPSampler):
+    """Optuna's GPSampler on the discrepancy's logarithm, a budget at a time.
+
+    Discrepancies span orders of magnitude, and the least ones matter. They repeat exactly, but jump with every token
+    that is kept or not: a fitted noise keeps the Gaussian process from bending to each jump.
 
     With several budgets each has its turn (running trials count), and one Gaussian process with the budget among its
     inputs learns from all: of each budget it sees how much worse a trial is than the best one, so that improving on
@@ -60,7 +82,6 @@ class LogGPSampler(optuna.samplers.GPSampler):
         for number, trial in enumerate(completed_trials):
             budget = trial.params.get(BUDGET)
             best[budget] = min(best.get(budget, number), number, key=logarithms.__getitem__)
-        self._best = SearchSpace(search_space).get_normalized_params([completed_trials[each] for each in best.values()])
         self._held: tuple[int, int] | None = None  # which parameter the budget is, and which choice has its turn
         if BUDGET in search_space:
             tries = Counter(trial.params.get(BUDGET) for trial in completed_trials + running_trials)
@@ -75,26 +96,13 @@ class LogGPSampler(optuna.samplers.GPSampler):
 
     def _optimize_acqf(self, acqf: BaseAcquisitionFunc, best_params: np.ndarray | None) -> np.ndarray:
         if self._held is None:
-            return super()._optimize_acqf(acqf, self._starts(acqf))
+            return super()._optimize_acqf(acqf, best_params)
         column, choice = self._held
         choices = acqf.search_space.get_choices_of_discrete_params()
         value = choices[list(acqf.search_space.discrete_indices).index(column)][choice]
-        held = _Held(acqf, column, value)
-        found = super()._optimize_acqf(held, self._starts(held))
+        found = super()._optimize_acqf(_Held(acqf, column, value), best_params)
         found[column] = value
         return found
-
-    def _starts(self, acqf: BaseAcquisitionFunc) -> np.ndarray:
-        """The best trials and the most promising of many points beside them, as unit-cube rows."""
-        rng, space = self._rng.rng, acqf.search_space
-        near = self._best[rng.randint(len(self._best), size=NEAR)]
-        steps = rng.normal(0, STEP, near.shape) * (rng.rand(*near.shape) < MOVED)
-        near[:, space.continuous_indices] = np.clip((near + steps)[:, space.continuous_indices], 0, 1)
-        for column, choices in zip(space.discrete_indices, space.get_choices_of_discrete_params(), strict=True):
-            moved = rng.rand(NEAR) < SWITCHED
-            near[moved, column] = rng.choice(choices, moved.sum())
-        promising = near[np.argsort(-acqf.eval_acqf_no_grad(near))]
-        return np.concatenate([self._best, promising])[: self._n_local_search // 2 + 1]
 
 
 class _Held(BaseAcquisitionFunc):

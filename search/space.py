@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import optuna
@@ -15,6 +16,7 @@ from multimodal.vision import Normalisation
 from search.budget import Cost, check_reachable, largest_ratio, ratio_range
 
 BUDGET = "budget"  # the parameter that says which of several budgets a trial has
+SHARE = 0.8  # guess for the shares of a schedule: most tokens for the first layers, few after the last step
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,17 @@ class Space:
     def places(self) -> int:
         """How many layers the first step inside the language model may come before."""
         return self.layers - self.first_inner_layer - self.steps + 2
+
+    @property
+    def guesses(self) -> list[dict[str, Any]]:
+        """Parameters of the trials that a search begins with: the method's guesses in every combination, each with each
+        choice of positions and at each budget; steps in the middle of where they may lie."""
+        choices: dict[str, Sequence[Any]] = {"positions": self.positions}
+        choices |= {name: bounds.guesses for name, bounds in self.parameters.items() if bounds.guesses}
+        choices |= {f"place_{step}": [self.places // 2] for step in range(1, self.steps)}
+        choices |= {f"share_{step}": [SHARE] for step in range(self.steps - 1)}
+        choices[BUDGET] = range(len(self.budgets))
+        return [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
 
     def describe(self) -> dict[str, Any]:
         """What makes two searches comparable, as plain data."""
@@ -225,5 +238,6 @@ def searched_parameters(
                 raise FlowpruneError(f"method.ranges.{name} is [{low:g}, {high:g}]: give [low, high] {above}in order.")
             for bound in (low, high):
                 make_method({"name": method, **fixed, name: bound})
-            found[name] = SearchRange(low, high, declared.log)
+            guesses = dict.fromkeys(min(max(guess, low), high) for guess in declared.guesses)
+            found[name] = SearchRange(low, high, declared.log, tuple(guesses))
     return found

@@ -41,6 +41,7 @@ def open_study(
     early_stopping: bool = True,
     worker: int = 0,
     objectives: int = 1,
+    guesses: Sequence[Mapping[str, Any]] = (),
 ) -> optuna.Study:
     """Create a study or go on with it.
 
@@ -49,11 +50,12 @@ def open_study(
         name: of the study.
         settings: what makes its trials comparable: space, data, model, objective.
         sampler: see :func:`make_sampler`.
-        startup: random trials before the sampler models anything.
+        startup: trials before the sampler models anything.
         seed: of the sampler; the same seed gives the same trials.
         early_stopping: whether clearly worse trials stop after a few samples.
         worker: number of this worker among those of one launch; each has a seed of its own.
         objectives: 1 for the discrepancy, 2 for the discrepancy and what is spent.
+        guesses: see :func:`make_sampler`.
 
     Raises:
         FlowpruneError: it exists with other settings.
@@ -65,7 +67,7 @@ def open_study(
     study = optuna.create_study(
         storage=storage,
         study_name=name,
-        sampler=make_sampler(sampler, own_seed, startup),
+        sampler=make_sampler(sampler, own_seed, startup, guesses),
         pruner=optuna.pruners.WilcoxonPruner(p_threshold=0.1) if early_stopping else optuna.pruners.NopPruner(),
         load_if_exists=True,
         directions=["minimize"] * objectives,

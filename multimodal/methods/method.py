@@ -24,11 +24,19 @@ from multimodal.observation import VisionObservation
 
 @dataclass(frozen=True)
 class SearchRange:
-    """Where a search looks for a parameter; goes into the field's ``Annotated`` metadata."""
+    """Where a search looks for a parameter; goes into the field's ``Annotated`` metadata.
+
+    Args:
+        low: least value.
+        high: greatest value.
+        log: whether its logarithm is searched.
+        guesses: values that a search tries first, in every combination with those of other parameters.
+    """
 
     low: float
     high: float
     log: bool = False
+    guesses: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

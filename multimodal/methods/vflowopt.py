@@ -14,6 +14,8 @@ from multimodal.recycling import recycle_places, smallest_cell
 class VFlowOpt(Method):
     """Map = context relevance + entropy_weight · softmax(entropy over the grid); recycling before the language model.
 
+    Guesses are what searches chose on a small LLaVA with a DINOv2 tower.
+
     Args:
         query_threshold: t, in multiples of the mean received attention; tokens above it form the query set.
         entropy_weight: α; negative favours even patches.
@@ -25,12 +27,12 @@ class VFlowOpt(Method):
     """
 
     name: Literal["vflowopt"] = "vflowopt"
-    query_threshold: Annotated[float, Field(ge=0), SearchRange(0.05, 50, log=True)] = 30.0
-    entropy_weight: Annotated[float, Field(ge=-10, le=10), SearchRange(-1, 1)] = 0.0
-    recycling_cell: Annotated[float | None, Field(ge=1), SearchRange(1, 24, log=True)] = 12.0
-    recycling_weight: Annotated[float, Field(ge=0, le=1), SearchRange(0, 1)] = 0.0
+    query_threshold: Annotated[float, Field(ge=0), SearchRange(0.05, 50, log=True, guesses=(1, 0.05))] = 30.0
+    entropy_weight: Annotated[float, Field(ge=-10, le=10), SearchRange(-1, 1, guesses=(-0.5,))] = 0.0
+    recycling_cell: Annotated[float | None, Field(ge=1), SearchRange(1, 24, log=True, guesses=(6,))] = 12.0
+    recycling_weight: Annotated[float, Field(ge=0, le=1), SearchRange(0, 1, guesses=(1,))] = 0.0
     recycling_count: Literal["exact", "released"] = "exact"
-    vision_layer: Annotated[int, Field(le=-1), SearchRange(-3, -1)] = -1
+    vision_layer: Annotated[int, Field(le=-1), SearchRange(-3, -1, guesses=(-1,))] = -1
 
     @property
     def vision_layers(self) -> tuple[int, ...]:

@@ -68,6 +68,24 @@ def test_budgets_learn_from_each_other():
         assert min(bowl(optuna.trial.FixedTrial(t.params)) for t in alike if t.params[BUDGET] == budget) < 0.02
 
 
+def test_a_search_begins_with_its_guesses():
+    """Whichever worker runs them; what is not guessed is random, and as many other trials are until the model."""
+    guesses = [{"x": 0.1}, {"x": 0.2, "y": 0.3}, {"x": 0.4}]
+    shared = optuna.storages.InMemoryStorage()
+    workers = [
+        optuna.create_study(
+            storage=shared, study_name="s", load_if_exists=True, sampler=make_sampler("gp", seed, 5, guesses)
+        )
+        for seed in (1, 2)
+    ]
+    for number in range(7):
+        workers[number % 2].optimize(bowl, n_trials=1)
+    first, second, third, *others = (trial.params for trial in workers[0].trials)
+    assert (first["x"], second, third["x"]) == (0.1, guesses[1], 0.4)
+    assert len({params["y"] for params in (first, second, third, *others)}) == 7
+    assert not {params["x"] for params in others} & {0.1, 0.2, 0.4}
+
+
 def test_an_unknown_sampler_is_refused():
     with pytest.raises(FlowpruneError, match=r"search\.sampler is 'grid': choose gp, tpe or random"):
         make_sampler("grid", 0, 1)

@@ -209,6 +209,30 @@ def test_a_trial_has_one_of_the_budgets_and_its_config_says_which():
     assert several.describe()["retention"] == [0.1, 0.25, 0.5] and space().describe()["retention"] == 0.25
 
 
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [
+        ({}, 2 * 2),  # thresholds, positions
+        ({"budgets": [0.1, 0.25, 0.5]}, 2 * 2 * 3),
+        ({"ranges": {"query_threshold": (2, 3), "vision_layer": (-3, -2)}}, 2),
+        ({"fixed": {"query_threshold": 30.0}, "positions": ["original"], "steps": 1}, 1),
+        ({"method": "uniform"}, 2),
+    ],
+)
+def test_guesses_are_every_combination_and_lie_in_the_space(changes, count):
+    of = space(**changes)
+    assert len(of.guesses) == count
+    study = optuna.create_study()
+    for guess in of.guesses:
+        study.enqueue_trial(guess)
+        trial = study.ask()
+        of.suggest(trial)  # warns of what lies outside
+        assert trial.params.items() <= guess.items() and set(of.parameters) <= set(trial.params)
+        for name, bounds in of.parameters.items():
+            assert bounds.low <= trial.params[name] <= bounds.high
+    assert len({str(trial.params) for trial in study.trials}) == count
+
+
 def test_flat_parameters_are_plain_and_complete():
     _, config = suggested(space(), trials=1)[0]
     flat = flat_parameters(config)
