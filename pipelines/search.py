@@ -25,9 +25,10 @@ from search.objective import Objective
 from search.queue import fill
 from search.reaper import Reaper
 from search.space import Space
-from search.study import best_trials, discrepancy, done_trials, interruptible, open_study, run_worker, spent
+from search.study import best_trials, discrepancy, done_trials, open_study, spent
 from search.tracking import Tracker, check_store
 from search.tuned import TUNED
+from search.worker import interruptible, run_worker
 
 
 def run(settings: Settings) -> optuna.Study:

@@ -14,7 +14,7 @@ from pipelines import search
 from pipelines.cluster.last_words import DONE, ERROR, STOPPED
 from pipelines.quiet import quieten_libraries
 from pipelines.settings import Settings
-from search.study import interruptible
+from search.worker import interruptible
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # cancelled; preempted, or out of time (submitit)
 

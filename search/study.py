@@ -1,29 +1,17 @@
-"""The Optuna study: sampler, trial stopping, resume, and the worker that runs its trials."""
+"""The Optuna study: sampler, trial stopping, resume, and what its trials found."""
 
 import hashlib
 import json
-import math
-import random
-import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from multimodal import FlowpruneError
 from multimodal.config import Budget
-from search.objective import Objective
-from search.queue import claim, fill, put_back
-from search.reaper import Reaper, heartbeat, whoami
 from search.sampler import make_sampler
-from search.space import Space, flat_parameters
-
-CRASHES = 3  # trials in a row that end with an error, after which a worker gives up
 
 
 def digest(description: Mapping[str, Any]) -> str:
@@ -134,139 +122,3 @@ def best_trial(study: optuna.Study, budget: float | None = None) -> FrozenTrial:
         of = "" if budget is None else f" of budget {budget:g}"
         raise FlowpruneError(f"Study {study.study_name!r} has no finished trial{of}: run stages=[search] again.")
     return min(best.values(), key=discrepancy) if budget is None else best[budget]
-
-
-def run_worker(
-    study: optuna.Study,
-    space: Space,
-    objective: Objective,
-    trials: int,
-    on_start: Callable[[optuna.Trial], None],
-    on_end: Callable[[FrozenTrial], None],
-    place: int = 0,
-) -> None:
-    """Work until the *study* has that many finished trials, whoever ran them.
-
-    Args:
-        study: the study.
-        space: where trials come from.
-        objective: what they measure.
-        trials: the study's target.
-        on_start: told of each trial that starts here.
-        on_end: told of each trial that is done here.
-        place: of this worker among those of the study.
-
-    Raises:
-        FlowpruneError: a discrepancy is not a finite number, or the storage was lost for long.
-        Exception: what ended several trials in a row.
-    """
-
-    # each report is a transaction, and with two objectives an error
-    may_stop = not isinstance(study.pruner, optuna.pruners.NopPruner)
-
-    def evaluate(trial: optuna.Trial) -> float | tuple[float, float]:
-        on_start(trial)
-        config = space.suggest(trial)
-        note(trial, config=config.model_dump(mode="json"), parameters=flat_parameters(config))
-        note(trial, **objective.shares(config))
-        if space.measure == "latency_ms":
-            note(trial, latency_ms=space.cost(config.schedule))
-        reported = 0
-
-        def after_batch(discrepancies: list[float]) -> None:
-            nonlocal reported
-            for step, value in enumerate(discrepancies[reported:] if may_stop else [], reported):
-                trial.report(value, step)
-            reported = len(discrepancies)
-            if may_stop and reported < objective.samples and trial.should_prune():
-                raise _ClearlyWorse(discrepancies)
-
-        try:
-            discrepancies = objective.evaluate(config, after_batch)
-        except _ClearlyWorse as stop:
-            note(trial, samples=reported, stopped_early=True)
-            return _estimate(study, stop.discrepancies)
-        note(trial, samples=reported)
-        found = sum(discrepancies) / len(discrepancies)
-        if not math.isfinite(found):
-            raise FlowpruneError(
-                f"The discrepancy of trial {trial.number} is {found}: the model overflows in its dtype, "
-                "set model.dtype=float32 or bfloat16."
-            )
-        return found if len(study.directions) == 1 else (found, space.cost(config.schedule))
-
-    reaper, crashes = Reaper(study, trials), 0
-    while True:
-        known = study.get_trials(deepcopy=False)  # once a trial: databases are slow to tell all
-        if sum(trial.state == TrialState.COMPLETE for trial in known) >= trials:
-            return
-        reaper.reap(known)
-        claimed = claim(study, known, trials, whoami(), place)
-        if claimed is None:
-            if not fill(study, trials):
-                time.sleep(random.uniform(0.2, 1.0))  # the last trials run elsewhere, and may yet come back
-            continue
-        try:
-            with heartbeat(study, claimed):
-                values = evaluate(optuna.Trial(as_read(study, known), claimed._trial_id))
-            told = study.tell(claimed.number, values, skip_if_finished=True)
-        except UpdateFinishedTrialError:
-            continue  # silent for so long that it was taken for dead, and the slot given to another worker
-        except FlowpruneError:
-            study.tell(claimed.number, state=TrialState.FAIL, skip_if_finished=True)
-            raise
-        except Exception as error:
-            put_back(study, claimed, trials, f"{type(error).__name__}: {error}")
-            crashes += 1
-            if crashes == CRASHES:
-                raise
-            continue
-        crashes = 0
-        if told.state == TrialState.COMPLETE:
-            on_end(told)
-
-
-def as_read(study: optuna.Study, trials: Sequence[FrozenTrial]) -> optuna.Study:
-    """A study for a sampler, which would read all trials that run again, twice: what hundreds of workers wait for."""
-    view = copy(study)
-
-    def read(deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False) -> list:
-        return [trial for trial in trials if states is None or trial.state in states]
-
-    view._get_trials = read  # type: ignore[method-assign]
-    return view
-
-
-class _ClearlyWorse(Exception):
-    """Ends a trial's evaluation early."""
-
-    def __init__(self, discrepancies: list[float]) -> None:
-        super().__init__()
-        self.discrepancies = discrepancies
-
-
-def _estimate(study: optuna.Study, discrepancies: list[float]) -> float:
-    """An early-stopped trial's discrepancy: the best trial's, plus how much worse it was on the samples both saw.
-
-    Optuna hides pruned trials from samplers such as GPSampler, which would learn nothing from most of a search; so
-    the trial completes with an estimate, as Optuna's documentation of WilcoxonPruner advises. It is never the best.
-    """
-    best = best_trial(study)
-    worse = [value - best.intermediate_values[step] for step, value in enumerate(discrepancies)]
-    return max(discrepancy(best) + sum(worse) / len(worse), math.nextafter(discrepancy(best), math.inf))
-
-
-def note(trial: optuna.Trial, **attributes: Any) -> None:
-    """Keep facts with a trial."""
-    for name, value in attributes.items():
-        trial.set_user_attr(name, value)
-
-
-@contextmanager
-def interruptible(study: optuna.Study, trials: int) -> Iterator[None]:
-    """Leave no trial running when this process is interrupted; ``trials`` is the study's target."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        Reaper(study, trials).reap(study.get_trials(deepcopy=False))
-        raise

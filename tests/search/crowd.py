@@ -16,7 +16,7 @@ import optuna
 from stand_ins import SETTINGS, StandIn, work
 
 import search.reaper
-import search.study
+import search.worker
 from search.queue import fill
 from search.storages import STORAGES
 from search.study import open_study
@@ -67,8 +67,8 @@ def run_one(
     **more: Any,
 ) -> None:
     """One worker, whose trials take that many seconds, tracked by a server where one is named."""
-    search.study.Reaper = partial(search.reaper.Reaper, seconds=beat)
-    search.study.heartbeat = partial(search.reaper.heartbeat, seconds=beat)
+    search.worker.Reaper = partial(search.reaper.Reaper, seconds=beat)
+    search.worker.heartbeat = partial(search.reaper.heartbeat, seconds=beat)
     if host is not None:
         move_to(host)
     os.environ["PGPASSWORD"] = engines.PASSWORD  # the server that forks may be older than the password

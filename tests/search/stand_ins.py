@@ -19,8 +19,9 @@ from search.budget import share_of
 from search.reaper import Reaper
 from search.space import Space
 from search.storages import sqlite_storage
-from search.study import open_study, run_worker
+from search.study import open_study
 from search.tracking import StudyRuns, Tracker, open_store
+from search.worker import run_worker
 
 MODEL = {"id": "stand-in", "revision": None, "architecture": "StandIn", "layers": 6}
 SETTINGS = {"method": "vflowopt", "retention": 0.25, "data": "abc", "model": MODEL}

@@ -19,10 +19,10 @@ from search.study import (
     best_trial,
     digest,
     done_trials,
-    interruptible,
     open_study,
     stopped_early,
 )
+from search.worker import interruptible
 
 DEAD = f"{socket.gethostname()}:{2**22 + 7}"  # above the largest process id
 
