@@ -17,7 +17,8 @@ def interrupted_cancelled_and_finished(
     flowprune, command: Sequence[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A search over two workers in PostgreSQL: left, stopped, gone on with by one more, watched."""
-    command = [*command, "study=left", "search.trials=40", "cluster.workers=2"]
+    [kind] = [argument.removeprefix("cluster=") for argument in command if argument.startswith("cluster=")]
+    command = [*command, f"study=left-on-{kind}", "search.trials=40", "cluster.workers=2"]  # tests share the database
 
     def interrupt_after_two(study: optuna.Study) -> list:
         if len(complete(study)) >= 2:
@@ -40,7 +41,6 @@ def interrupted_cancelled_and_finished(
     assert code == 0 and "best of 40 trials" in printed, printed
     check_slots(study, 40)
     assert all(study.get_trials()[number].params == params for number, params in before.items())
-    [kind] = [argument.removeprefix("cluster=") for argument in command if argument.startswith("cluster=")]
     assert [worker["kind"] for worker in launched(folder)] == [kind] * 3
     assert all("job" in trial.user_attrs for trial in complete(study))
     code, printed = flowprune(*command, "stages=[watch]")
