@@ -65,13 +65,13 @@ def run_worker(
                 trial.report(value, step)
             reported = len(discrepancies)
             if may_stop and reported < objective.samples and trial.should_prune():
-                raise _ClearlyWorse(discrepancies)
+                _stop_if_worse(study, discrepancies)
 
         try:
             discrepancies = objective.evaluate(config, after_batch)
         except _ClearlyWorse as stop:
             note(trial, samples=reported, stopped_early=True)
-            return _estimate(study, stop.discrepancies)
+            return stop.estimate
         note(trial, samples=reported)
         found = sum(discrepancies) / len(discrepancies)
         if not math.isfinite(found):
@@ -126,20 +126,23 @@ def as_read(study: optuna.Study, trials: Sequence[FrozenTrial]) -> optuna.Study:
 class _ClearlyWorse(Exception):
     """Ends a trial's evaluation early."""
 
-    def __init__(self, discrepancies: list[float]) -> None:
+    def __init__(self, estimate: float) -> None:
         super().__init__()
-        self.discrepancies = discrepancies
+        self.estimate = estimate
 
 
-def _estimate(study: optuna.Study, discrepancies: list[float]) -> float:
-    """An early-stopped trial's discrepancy: the best trial's, plus how much worse it was on the samples both saw.
+def _stop_if_worse(study: optuna.Study, discrepancies: list[float]) -> None:
+    """End a trial that ranks behind the best one on the samples that both saw, if its mean is worse, too.
 
-    Optuna hides pruned trials from samplers such as GPSampler, which would learn nothing from most of a search; so
-    the trial completes with an estimate, as Optuna's documentation of WilcoxonPruner advises. It is never the best.
+    Optuna hides pruned trials from samplers such as GPSampler, which would learn nothing from most of a search; so the
+    trial completes with an estimate, as Optuna's documentation of WilcoxonPruner advises: the best trial's
+    discrepancy, plus how much worse it was on the samples that both saw. It is never the best.
     """
     best = best_trial(study)
     worse = [value - best.intermediate_values[step] for step, value in enumerate(discrepancies)]
-    return max(discrepancy(best) + sum(worse) / len(worse), math.nextafter(discrepancy(best), math.inf))
+    estimate = discrepancy(best) + sum(worse) / len(worse)
+    if estimate > discrepancy(best):
+        raise _ClearlyWorse(estimate)
 
 
 def note(trial: optuna.Trial, **attributes: Any) -> None:

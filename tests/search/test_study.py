@@ -213,6 +213,22 @@ def test_live_workers_and_other_hosts_keep_their_trials(tmp_path):
         other.wait()
 
 
+def test_a_trial_that_is_worse_on_most_samples_but_better_on_average_goes_on(tmp_path):
+    class Outliers(StandIn):
+        def evaluate(self, config, after_batch):
+            first = [1.0 if sample in (0, 4, 8) else 0.01 for sample in range(self.samples)]
+            found = first if self.evaluations == 0 else [0.15] * 20 + [0.001] * (self.samples - 20)
+            self.evaluations += 1
+            for seen in range(4, self.samples + 1, 4):
+                after_batch(found[:seen])
+            return found
+
+    study = make_study(tmp_path)
+    work(study, 2, Outliers(samples=40))
+    assert not any(stopped_early(trial) for trial in done_trials(study))
+    assert best_trial(study).number == 1
+
+
 @pytest.mark.parametrize("sampler", ["gp", "tpe", "random"])
 def test_a_trial_costs_one_read_of_all_trials_whatever_the_sampler(sampler, tmp_path, monkeypatch):
     study, reads = make_study(tmp_path, sampler=sampler, startup=3, early_stopping=False), []
