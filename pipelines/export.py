@@ -37,11 +37,12 @@ def run(settings: Settings) -> Path:
 
 
 def _with_heldout(config: PruningConfig, report: Path) -> PruningConfig:
-    """The config with its discrepancy on held-out samples, where validate has measured this trial's."""
-    if config.provenance is None or not report.exists():
+    """The config with its discrepancy on held-out samples, where validate has measured this very config's."""
+    origin = config.provenance
+    if origin is None or not report.exists():
         return config
-    found, origin = json.loads(report.read_text(encoding="utf-8")), config.provenance
-    if found.get("tuned") != {"study": origin.study, "trial": origin.trial}:
+    found = json.loads(report.read_text(encoding="utf-8"))
+    if found["tuned"] != origin.model_dump(mode="json"):
         return config
     discrepancy = found["contenders"]["tuned"]["discrepancy"]
     measured = {"heldout_discrepancy": discrepancy, "heldout_digest": found["data_digest"]}

@@ -75,8 +75,11 @@ def run(settings: Settings) -> dict[str, Row]:
     answers = {name: _answers(opened, samples, config, name) for name, config in configs.items()}
     rows = _rows(samples, answers, configs, objective)
     report = settings.folder / REPORT
-    origin = None if tuned.provenance is None else {"study": tuned.provenance.study, "trial": tuned.provenance.trial}
-    found = {"tuned": origin, "samples": len(samples), "data_digest": cached.data_digest}
+    found = {
+        "tuned": tuned.provenance and tuned.provenance.model_dump(mode="json"),
+        "samples": len(samples),
+        "data_digest": cached.data_digest,
+    }
     found["contenders"] = {name: asdict(row) for name, row in rows.items()}
     report.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     console.print(_table(rows, len(samples)))

@@ -69,7 +69,8 @@ def check_outputs(output: Path, study: optuna.Study) -> None:
     )
 
     report = json.loads((output / "validation.json").read_text())
-    assert report["tuned"] == {"study": study.study_name, "trial": best.number}
+    assert (report["tuned"]["study"], report["tuned"]["trial"]) == (study.study_name, best.number)
+    assert report["tuned"] == PruningConfig.from_pretrained(output / "tuned.json").provenance.model_dump(mode="json")
     assert report["data_digest"] == config.provenance.heldout_digest != config.provenance.data_digest
     report = report["contenders"]
     assert set(report) == CONTENDERS
@@ -154,9 +155,10 @@ def test_more_trials_go_on_with_the_study(in_shared, shared):
     assert code == 0, printed
     assert len(study_of(shared).get_trials()) == 6 and len(runs_of(shared, "trial")) == 6
     report = shared / "run" / "validation.json"
-    measured = json.loads(report.read_text())
-    for trial, known in [(best_trial(study_of(shared)).number, True), (99, False)]:
-        report.write_text(json.dumps(measured | {"tuned": measured["tuned"] | {"trial": trial}}))
+    measured, tuned = json.loads(report.read_text()), PruningConfig.from_pretrained(shared / "run" / "tuned.json")
+    this = tuned.provenance.model_dump(mode="json")
+    for other, known in [({}, True), ({"trial": 99}, False), ({"calibration_discrepancy": 0.5}, False)]:
+        report.write_text(json.dumps(measured | {"tuned": this | other}))
         code, printed = in_shared("stages=[export]")
         origin = PruningConfig.from_pretrained(shared / "run").provenance
         assert code == 0 and (origin.heldout_discrepancy is not None) == known, printed
