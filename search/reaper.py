@@ -25,13 +25,10 @@ HOST = socket.gethostname()
 
 def whoami() -> dict[str, str]:
     """User attributes of a trial that say who runs it: the process, and its job where a cluster has one."""
-    worker = {"worker": f"{HOST}:{os.getpid()}"}
-    job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID"))
-    task = os.environ.get("SLURM_ARRAY_TASK_ID")
-    job = os.environ.get("FLOWPRUNE_JOB", job if task is None else f"{job}_{task}")
-    if job is not None:
-        worker["job"] = job
-    return worker
+    array, task = (os.environ.get(f"SLURM_ARRAY_{what}_ID") for what in ("JOB", "TASK"))
+    of_slurm = os.environ.get("SLURM_JOB_ID") if array is None else f"{array}_{task}"
+    job = os.environ.get("FLOWPRUNE_JOB", of_slurm)
+    return {"worker": f"{HOST}:{os.getpid()}"} | ({} if job is None else {"job": job})
 
 
 @contextlib.contextmanager
