@@ -32,9 +32,12 @@ def fill(study: optuna.Study, target: int) -> bool:
         return False
     taken = {_slot(trial) for trial in trials if trial.state != TrialState.FAIL}
     missing = [slot for slot in range(target) if slot not in taken][: min(AHEAD, target - done)]
+    lost = {_slot(trial): trial for trial in trials if _wants_retry(trial, trials)}
     for slot in missing:
-        again = [trial for trial in trials if _slot(trial) == slot and _wants_retry(trial, trials)]
-        _retry(study, again[0]) if again else _queue(study, slot)
+        if slot in lost:
+            _retry(study, lost[slot])
+        else:
+            _queue(study, slot)
     return bool(missing)
 
 
