@@ -3,6 +3,7 @@
 All is asked of the dashboard, over HTTP; an id is its address and the job's name there.
 """
 
+import contextlib
 import os
 import re
 import secrets
@@ -133,10 +134,8 @@ def why(folder: Path, number: int, id: str) -> str | None:
 def cancel(ids: Sequence[str]) -> None:
     """Ask the jobs to stop, which puts their trials back; one that waits is stopped when its turn comes."""
     for address, job in map(_parts, ids):
-        try:
+        with contextlib.suppress(*_no_answer()):
             _dashboard(address).stop_job(job)
-        except _no_answer():
-            continue
 
 
 @cache  # what is gone stays gone
