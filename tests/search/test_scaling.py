@@ -56,7 +56,7 @@ def test_sixteen_workers_are_nearly_sixteen_times_as_fast(postgres, mlflow_serve
 
 @pytest.mark.parametrize("kind", ["postgres", "grpc"])
 def test_what_a_trial_costs_beside_many_others(kind, postgres, request):
-    """The default sampler's trials, after 60 random ones: worker and sampler each read all trials that run."""
+    """The default sampler's trials, after 60 random ones: each reads all trials that run."""
     options, name = postgres.settings if kind == "postgres" else request.getfixturevalue("proxy"), f"cost-{kind}"
     begun = study_in(kind, options, name, early_stopping=False)
     fill(begun, 10_000)
