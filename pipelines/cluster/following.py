@@ -25,7 +25,7 @@ def follow(settings: Settings, study: optuna.Study) -> None:
         KeyboardInterrupt: workers on this host are stopped then, others go on.
     """
     target, launched = settings.search.trials, Launched(settings)
-    reaper, said, look = Reaper(study, target), set[int](), 0.0
+    reaper, said, look, standing = Reaper(study, target), set[int](), 0.0, ""
     try:
         with study_progress(study, target) as show:
             while len(done_trials(study)) < target:
@@ -39,7 +39,10 @@ def follow(settings: Settings, study: optuna.Study) -> None:
                     said |= failed.keys()
                     if launched.workers and not alive and len(done_trials(study)) < target:
                         raise FlowpruneError(_all_gone(study, target, failed))
-                show(_standing(list(alive.values())) if launched.workers else "workers elsewhere")
+                    told, standing = standing, _standing(list(alive.values()))
+                    if standing != told and not console.is_terminal:  # where a progress bar is seen only at its end
+                        console.print(standing, markup=False)
+                show(standing)
                 time.sleep(STUDY_SECONDS)
             show()
         wait_for(launched)
@@ -50,6 +53,8 @@ def follow(settings: Settings, study: optuna.Study) -> None:
 
 
 def _standing(states: list[str]) -> str:
+    if not states:
+        return "workers elsewhere"
     return ", ".join(f"{states.count(state)} workers {state}" for state in sorted(set(states)))
 
 

@@ -4,6 +4,7 @@ What submitit pickles is a plain command line in classes of its own. Progress is
 which need Slurm's accounting, are not asked for.
 """
 
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,23 +21,31 @@ def check(settings: Settings) -> None:
     """Ask Slurm for the partition, before anything expensive.
 
     Raises:
-        FlowpruneError: no Slurm answers, or it has no such partition.
+        FlowpruneError: no Slurm answers, it has no such partition, or none that lets a worker run so long.
     """
     assert isinstance(settings.cluster, SlurmCluster)
     try:
         import submitit  # noqa: F401 (found out before the work, needed after it)
 
-        partitions = {name.rstrip("*") for name in _ask("sinfo", "-h", "-o", "%P").split()}
+        listed = [line.split() for line in _ask("sinfo", "-h", "-o", "%P %l").splitlines()]
     except ImportError as error:
         raise FlowpruneError("cluster=slurm needs submitit: pip install 'flowprune[slurm]'.") from error
     except FileNotFoundError as error:
         raise FlowpruneError("This host has no sinfo and sbatch: submit from a Slurm login node.") from error
     except subprocess.CalledProcessError as error:
         raise FlowpruneError(f"Slurm does not answer ({_last_line(error.stderr)}): see sinfo.") from error
-    wanted = settings.cluster.partition
-    if wanted is not None and wanted not in partitions:
+    limits = {name.rstrip("*"): limit_hours(limit) for name, limit in listed}
+    default = [name.rstrip("*") for name, _ in listed if name.endswith("*")]
+    wanted = default if settings.cluster.partition is None else settings.cluster.partition.split(",")
+    for name in set(wanted) - limits.keys():
         raise FlowpruneError(
-            f"Slurm has no partition {wanted!r}: set cluster.partition to one of {', '.join(sorted(partitions))}."
+            f"Slurm has no partition {name!r}: set cluster.partition to one of {', '.join(sorted(limits))}."
+        )
+    most = max((limits[name] for name in wanted), default=math.inf)
+    if settings.cluster.hours > most:  # Slurm would take the workers and never start them
+        raise FlowpruneError(
+            f"cluster.hours is {settings.cluster.hours:g}, but Slurm's partition {','.join(wanted)} lets a job run "
+            f"{most:g} h: set cluster.hours={most:g}, after which a worker is queued again."
         )
 
 
@@ -108,6 +117,15 @@ def why(folder: Path, number: int, job: str) -> str | None:
     if not log.exists():
         return None  # cancelled before it began
     return reason(log.read_text(errors="replace").splitlines())
+
+
+def limit_hours(limit: str) -> float:
+    """A time limit as Slurm writes it: ``infinite``, or days-hours:minutes:seconds without what is 0 on the left."""
+    days, _, clock = limit.rpartition("-")
+    if not clock.replace(":", "").isdigit():
+        return math.inf
+    seconds = sum(int(part) * 60**power for power, part in enumerate(reversed(clock.split(":"))))
+    return int(days or 0) * 24 + seconds / 3600
 
 
 def cancel(ids: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """Searches whose workers are launched, from the command line: on this host and on a real Slurm of two nodes."""
 
+import math
 import os
 import shutil
 import sys
@@ -10,6 +11,7 @@ import pytest
 from launched_searches import QUICK, check_slots, interrupted_cancelled_and_finished, launched, words
 from mlflow.tracking import MlflowClient
 
+from pipelines.cluster.slurm import limit_hours
 from search.reaper import HOST
 from search.storages import journal_storage
 
@@ -102,6 +104,13 @@ def test_a_workers_own_failure_is_said_where_it_was_launched(flowprune, tmp_path
     assert "No worker is left and 0 of 4 trials are done" in words(printed)
 
 
+@pytest.mark.parametrize(
+    "limit, hours", [("infinite", math.inf), ("30:00", 0.5), ("1:00:00", 1), ("2-12:00:00", 60), ("n/a", math.inf)]
+)
+def test_time_limits_of_slurm(limit, hours):
+    assert limit_hours(limit) == hours
+
+
 def test_slurm_from_submission_over_interruption_to_the_end(flowprune, slurm, in_postgres, tmp_path, monkeypatch):
     for name, value in slurm.items():
         monkeypatch.setenv(name, value)
@@ -109,4 +118,6 @@ def test_slurm_from_submission_over_interruption_to_the_end(flowprune, slurm, in
     command = [*QUICK, *in_postgres, "cluster=slurm", *small]
     code, printed = flowprune(*command, "cluster.partition=nope")
     assert code == 2 and "Slurm has no partition 'nope': set cluster.partition to one of main, urgent" in words(printed)
+    code, printed = flowprune(*command, "cluster.hours=12")
+    assert code == 2 and "Slurm's partition main lets a job run 1 h: set cluster.hours=1," in words(printed)
     interrupted_cancelled_and_finished(flowprune, command, tmp_path, monkeypatch)
