@@ -1,6 +1,6 @@
 """How good searches are on the shipped model at retention 0.1, every trial on all calibration samples.
 
-pytest -m slow -s tests/search/test_quality.py    about an hour on one core (docs/search.md has the figures)
+pytest -m slow -s tests/search/test_quality.py    about two hours on one core (docs/search.md has the figures)
 """
 
 import math
@@ -24,7 +24,7 @@ from search.sampler import make_sampler
 from search.space import Space
 
 pytestmark = pytest.mark.slow
-SEEDS, MANY_SEEDS, TRIALS, MANY = range(8), range(20), 60, 100
+SEEDS, TRIALS, MANY = range(20), 60, 100
 RELEASED, RELEASED_STARTUP = 300, 27  # trials of the released VFlowOpt: a plain Gaussian process after random ones
 
 
@@ -117,11 +117,11 @@ def test_trials_to_reach_the_best_of_300(sampler):
 @pytest.mark.parametrize("landscape", [synthetic, shipped_model])
 def test_eight_workers_find_what_one_finds(landscape):
     """The same number of trials in total: the difference is within its own noise over seeds."""
-    one, eight = ([min(search("gp", seed, MANY, workers, landscape)) for seed in MANY_SEEDS] for workers in (1, 8))
+    one, eight = ([min(search("gp", seed, MANY, workers, landscape)) for seed in SEEDS] for workers in (1, 8))
     show(f"{landscape.__name__}, one worker, best of {MANY}", one)
     show(f"{landscape.__name__}, eight workers, best of {MANY}", eight)
     log_one, log_eight = ([math.log(each) for each in found] for found in (one, eight))
     difference = mean(log_eight) - mean(log_one)
-    noise = math.sqrt((stdev(log_one) ** 2 + stdev(log_eight) ** 2) / len(MANY_SEEDS))
+    noise = math.sqrt((stdev(log_one) ** 2 + stdev(log_eight) ** 2) / len(SEEDS))
     print(f"\n  eight / one: {math.exp(difference):.3f}, 95 % interval a factor of {math.exp(1.96 * noise):.3f}")
     assert difference < 1.96 * noise
