@@ -1,6 +1,7 @@
 """Progress of a search whose workers run elsewhere, read from the study itself."""
 
 import time
+from collections import Counter
 
 import optuna
 from rich.markup import escape
@@ -55,7 +56,8 @@ def follow(settings: Settings, study: optuna.Study) -> None:
 def _standing(states: list[str]) -> str:
     if not states:
         return "workers elsewhere"
-    return ", ".join(f"{states.count(state)} workers {state}" for state in sorted(set(states)))
+    counts = sorted(Counter(states).items())
+    return ", ".join(f"{count} worker{'s' if count > 1 else ''} {state}" for state, count in counts)
 
 
 def _all_gone(study: optuna.Study, target: int, failed: dict[int, str]) -> str:

@@ -107,7 +107,8 @@ def alive(ids: Sequence[str]) -> dict[str, str]:
     states = {}
     for line in listed:
         job, state, cause = line.split(" ", 2)
-        states[job] = "running" if state == "RUNNING" else f"waiting ({cause})"
+        waiting = "waiting" if cause == "None" else f"waiting ({cause})"
+        states[job] = "running" if state == "RUNNING" else waiting
     return {job: states[job] for job in ids if job in states}
 
 
