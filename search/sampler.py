@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import copy
+from statistics import median
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -17,6 +18,8 @@ from optuna.trial import FrozenTrial
 
 from multimodal import FlowpruneError
 from search.space import BUDGET
+
+NEARBY = 0.2  # of a parameter's range, to either side
 
 
 def make_sampler(
@@ -60,10 +63,15 @@ class GuessesFirst(optuna.samplers.RandomSampler):
 
 
 class LogGPSampler(optuna.samplers.GPSampler):
-    """Optuna's GPSampler on the discrepancy's logarithm, a budget at a time.
+    """Optuna's GPSampler on the discrepancy's logarithm, near the best trial, a budget at a time.
 
     Discrepancies span orders of magnitude, and the least ones matter. They repeat exactly, but jump with every token
-    that is kept or not: a fitted noise keeps the Gaussian process from bending to each jump.
+    that is kept or not: a fitted noise keeps the Gaussian process from bending to each jump. The worse half of the
+    trials count as bad as their median, so that it bends to where the good ones are.
+
+    The next trial has any whole numbers and categories, but its other parameters are ``NEARBY`` those of the best one
+    (a trust region, as in TuRBO, Eriksson et al. 2019): in ten dimensions the whole space is mostly corners of which
+    nothing is known, and more than half of the trials went there.
 
     With several budgets each has its turn (running trials count), and one Gaussian process with the budget among its
     inputs learns from all: of each budget it sees how much worse a trial is than the best one, so that improving on
@@ -78,44 +86,48 @@ class LogGPSampler(optuna.samplers.GPSampler):
         search_space: dict[str, BaseDistribution],
     ) -> dict[str, Any]:
         logarithms = [math.log(max(trial.values[0], 1e-12)) for trial in completed_trials]
+        budgets = [trial.params.get(BUDGET) for trial in completed_trials]
         best: dict[Any, int] = {}  # budget -> where its best trial is
-        for number, trial in enumerate(completed_trials):
-            budget = trial.params.get(BUDGET)
+        for number, budget in enumerate(budgets):
             best[budget] = min(best.get(budget, number), number, key=logarithms.__getitem__)
         self._held: tuple[int, int] | None = None  # which parameter the budget is, and which choice has its turn
+        turn = None
         if BUDGET in search_space:
             tries = Counter(trial.params.get(BUDGET) for trial in completed_trials + running_trials)
-            choices = cast(IntDistribution, search_space[BUDGET]).high + 1
-            self._held = list(search_space).index(BUDGET), min(range(choices), key=lambda choice: tries[choice])
-        worse = [
-            _valued(trial, logarithm - logarithms[best[trial.params.get(BUDGET)]])
-            for trial, logarithm in zip(completed_trials, logarithms, strict=True)
-        ]
+            turn = min(range(cast(IntDistribution, search_space[BUDGET]).high + 1), key=lambda choice: tries[choice])
+            self._held = list(search_space).index(BUDGET), turn
+        self._best = completed_trials[best[turn]] if turn in best else None
+        worse = [logarithm - logarithms[best[budget]] for logarithm, budget in zip(logarithms, budgets, strict=True)]
+        most = median(worse)
+        valued = [_valued(trial, min(each, most)) for trial, each in zip(completed_trials, worse, strict=True)]
         one = cast(optuna.Study, SimpleNamespace(directions=[StudyDirection.MINIMIZE]))
-        return super()._sample_relative_impl(one, worse, running_trials, search_space)
+        return super()._sample_relative_impl(one, valued, running_trials, search_space)
 
     def _optimize_acqf(self, acqf: BaseAcquisitionFunc, best_params: np.ndarray | None) -> np.ndarray:
-        if self._held is None:
-            return super()._optimize_acqf(acqf, best_params)
-        column, choice = self._held
-        choices = acqf.search_space.get_choices_of_discrete_params()
-        value = choices[list(acqf.search_space.discrete_indices).index(column)][choice]
-        found = super()._optimize_acqf(_Held(acqf, column, value), best_params)
-        found[column] = value
-        return found
+        space = acqf.search_space
+        low, width, start = np.zeros(space.dim), np.ones(space.dim), None
+        if self._best is not None:
+            start = space.get_normalized_params([self._best])
+            near = space.continuous_indices
+            low[near] = np.maximum(start[0, near] - NEARBY, 0)
+            width[near] = np.minimum(start[0, near] + NEARBY, 1) - low[near]
+            start = (start - low) / width
+        if self._held is not None:
+            column, choice = self._held
+            choices = space.get_choices_of_discrete_params()[list(space.discrete_indices).index(column)]
+            low[column], width[column] = choices[choice], 0
+        return low + width * super()._optimize_acqf(_Boxed(acqf, low, width), start)
 
 
-class _Held(BaseAcquisitionFunc):
-    """An acquisition function with one parameter held."""
+class _Boxed(BaseAcquisitionFunc):
+    """An acquisition function over a box of the space, which it sees as the whole; no width holds a parameter."""
 
-    def __init__(self, inner: BaseAcquisitionFunc, column: int, value: float) -> None:
-        self._inner, self._column, self._value = inner, column, value
-        super().__init__(inner.length_scales, inner.search_space)
+    def __init__(self, inner: BaseAcquisitionFunc, low: np.ndarray, width: np.ndarray) -> None:
+        self._inner, self._low, self._width = inner, torch.from_numpy(low), torch.from_numpy(width)
+        super().__init__(inner.length_scales / np.where(width > 0, width, 1), inner.search_space)
 
     def eval_acqf(self, x: torch.Tensor) -> torch.Tensor:
-        held = x.clone()
-        held[..., self._column] = self._value
-        return self._inner.eval_acqf(held)
+        return self._inner.eval_acqf(self._low + x * self._width)
 
 
 def _valued(trial: FrozenTrial, value: float) -> FrozenTrial:

@@ -1,5 +1,6 @@
 """The sampler: Optuna's Gaussian process on logarithms, and every budget of a front in turn, learning from all."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 
@@ -38,6 +39,40 @@ def test_only_logarithms_count():
     assert [list(params.values()) for params in powered] == [
         pytest.approx(list(params.values()), abs=1e-4) for params in plain
     ]
+
+
+def test_how_bad_the_worse_half_is_does_not_count():
+    """Trials that are worse than the median may be worse still, or all alike: the next one is the same."""
+    values = [0.3, 0.02, 0.5, 0.1, 0.7]
+    changed = [0.3, 0.02, 0.4, 0.1, 0.9]
+
+    def recorded(known: list[float]) -> Callable[[optuna.Trial], float]:
+        return lambda trial: (bowl(trial), [*known, 0.0][trial.number])[1]
+
+    plain, other = (suggested(recorded(known), 6) for known in (values, changed))
+    assert other[5] == pytest.approx(plain[5], abs=1e-4)
+
+
+def test_the_next_trial_is_near_the_best():
+    """In what is continuous, on its own scale; whole numbers and categories may be any."""
+
+    def value(trial: optuna.Trial) -> float:
+        trial.suggest_float("rate", 1e-4, 1, log=True)
+        depth, kind = trial.suggest_int("depth", 0, 5), trial.suggest_categorical("kind", ["a", "b"])
+        return bowl(trial) + 0.01 * abs(depth - 3) + 0.01 * (kind == "a")
+
+    study = optuna.create_study(sampler=make_sampler("gp", seed=0, startup=4))
+    seen: set[tuple[int, str]] = set()
+    for number in range(24):
+        study.optimize(value, n_trials=1)
+        trial = study.trials[-1]
+        if number >= 4:
+            best = min(study.trials[:-1], key=lambda earlier: earlier.value).params
+            assert all(abs(trial.params[name] - best[name]) <= 0.2 + 1e-9 for name in ("x", "y"))
+            assert abs(math.log(trial.params["rate"] / best["rate"], 1e4)) <= 0.2 + 1e-9
+            seen.add((trial.params["depth"], trial.params["kind"]))
+    assert len(seen) > 2
+    assert study.best_value < 0.02
 
 
 def front(scale: float, trials: int, running: int = 1) -> list[optuna.trial.FrozenTrial]:
