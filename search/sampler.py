@@ -70,8 +70,7 @@ class LogGPSampler(optuna.samplers.GPSampler):
     trials count as bad as their median, so that it bends to where the good ones are.
 
     The next trial has any whole numbers and categories, but its other parameters are ``NEARBY`` those of the best one
-    (a trust region, as in TuRBO, Eriksson et al. 2019): in ten dimensions the whole space is mostly corners of which
-    nothing is known, and more than half of the trials went there.
+    (a trust region, as in TuRBO, Eriksson et al. 2019): a few dozen trials do not explore ten dimensions.
 
     With several budgets each has its turn (running trials count), and one Gaussian process with the budget among its
     inputs learns from all: of each budget it sees how much worse a trial is than the best one, so that improving on
