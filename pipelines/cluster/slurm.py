@@ -37,12 +37,13 @@ def check(settings: Settings) -> None:
     limits = {name.rstrip("*"): limit_hours(limit) for name, limit in listed}
     default = [name.rstrip("*") for name, _ in listed if name.endswith("*")]
     wanted = default if settings.cluster.partition is None else settings.cluster.partition.split(",")
-    for name in set(wanted) - limits.keys():
-        raise FlowpruneError(
-            f"Slurm has no partition {name!r}: set cluster.partition to one of {', '.join(sorted(limits))}."
-        )
+    for name in wanted:
+        if name not in limits:
+            raise FlowpruneError(
+                f"Slurm has no partition {name!r}: set cluster.partition to one of {', '.join(sorted(limits))}."
+            )
     most = max((limits[name] for name in wanted), default=math.inf)
-    if settings.cluster.hours > most:  # Slurm would take the workers and never start them
+    if _minutes(settings.cluster) / 60 > most:  # Slurm would take the workers and never start them
         raise FlowpruneError(
             f"cluster.hours is {settings.cluster.hours:g}, but Slurm's partition {','.join(wanted)} lets a job run "
             f"{most:g} h: set cluster.hours={most:g}, after which a worker is queued again."
@@ -73,7 +74,7 @@ def launch(settings: Settings, folder: Path, numbers: Sequence[int]) -> list[str
     wanted = {"partition": cluster.partition, "account": cluster.account, "qos": cluster.qos, "mem": cluster.memory}
     executor.update_parameters(
         job_name=f"flowprune-{settings.study}",
-        time=max(1, round(cluster.hours * 60)),
+        time=_minutes(cluster),
         cpus_per_task=cluster.cpus,
         gpus_per_node=cluster.gpus or None,
         stderr_to_stdout=True,
@@ -126,12 +127,16 @@ def limit_hours(limit: str) -> float:
     if not clock.replace(":", "").isdigit():
         return math.inf
     seconds = sum(int(part) * 60**power for power, part in enumerate(reversed(clock.split(":"))))
-    return int(days or 0) * 24 + seconds / 3600
+    return (int(days or 0) * 86_400 + seconds) / 3600
 
 
 def cancel(ids: Sequence[str]) -> None:
     """Ask the jobs to stop, which puts their trials back."""
     subprocess.run(["scancel", *ids], check=False, capture_output=True)
+
+
+def _minutes(cluster: SlurmCluster) -> int:
+    return max(1, round(cluster.hours * 60))
 
 
 def _ask(*command: str) -> str:

@@ -39,6 +39,7 @@ def interrupted_cancelled_and_finished(
 
     code, printed = flowprune(*command, "cluster.workers=1")
     assert code == 0 and "best of 40 trials" in printed, printed
+    assert "1 worker " in words(printed), printed  # how it stands, though nobody sees a progress bar here
     check_slots(study, 40)
     assert all(study.get_trials()[number].params == params for number, params in before.items())
     assert [worker["kind"] for worker in launched(folder)] == [kind] * 3

@@ -4,6 +4,8 @@ import math
 import os
 import shutil
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import engines
 import optuna
@@ -11,7 +13,9 @@ import pytest
 from launched_searches import QUICK, check_slots, interrupted_cancelled_and_finished, launched, words
 from mlflow.tracking import MlflowClient
 
-from pipelines.cluster.slurm import limit_hours
+from multimodal import FlowpruneError
+from pipelines.cluster import slurm as slurm_cluster
+from pipelines.settings import SlurmCluster
 from search.reaper import HOST
 from search.storages import journal_storage
 
@@ -108,7 +112,20 @@ def test_a_workers_own_failure_is_said_where_it_was_launched(flowprune, tmp_path
     "limit, hours", [("infinite", math.inf), ("30:00", 0.5), ("1:00:00", 1), ("2-12:00:00", 60), ("n/a", math.inf)]
 )
 def test_time_limits_of_slurm(limit, hours):
-    assert limit_hours(limit) == hours
+    assert slurm_cluster.limit_hours(limit) == hours
+
+
+def test_the_hours_that_a_refusal_names_are_taken(monkeypatch):
+    monkeypatch.setattr("pipelines.cluster.slurm._ask", lambda *command: "main* 40:00")
+
+    def asked(hours: float) -> Any:
+        cluster = {"workers": 1, "gpus": 0, "cpus": 1, "hours": hours, "options": {}}
+        nothing = dict.fromkeys(("partition", "account", "qos", "memory"))
+        return SimpleNamespace(cluster=SlurmCluster(kind="slurm", **cluster, **nothing))
+
+    with pytest.raises(FlowpruneError, match=r"set cluster\.hours=0\.666667,"):
+        slurm_cluster.check(asked(12))
+    slurm_cluster.check(asked(0.666667))
 
 
 def test_slurm_from_submission_over_interruption_to_the_end(flowprune, slurm, in_postgres, tmp_path, monkeypatch):
