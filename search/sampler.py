@@ -92,7 +92,7 @@ class LogGPSampler(optuna.samplers.GPSampler):
         self._held: tuple[int, int] | None = None  # which parameter the budget is, and which choice has its turn
         turn = None
         if BUDGET in search_space:
-            tries = Counter(trial.params.get(BUDGET) for trial in completed_trials + running_trials)
+            tries = Counter([*budgets, *(trial.params.get(BUDGET) for trial in running_trials)])
             turn = min(range(cast(IntDistribution, search_space[BUDGET]).high + 1), key=lambda choice: tries[choice])
             self._held = list(search_space).index(BUDGET), turn
         self._best = completed_trials[best[turn]] if turn in best else None
