@@ -64,13 +64,21 @@ def claim(
                 continue
         except UpdateFinishedTrialError:
             continue
-        for name, value in worker.items():
-            study._storage.set_trial_user_attr(trial._trial_id, name, value)
+        try:
+            _sign(study, trial, worker)
+        except KeyboardInterrupt:
+            _sign(study, trial, worker)  # or nobody would know whose it was
+            raise
         _queue_next(study, trials, trial, target)
         if not _is_surplus(trials, trial):
             return trial
         study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     return None
+
+
+def _sign(study: optuna.Study, trial: FrozenTrial, worker: Mapping[str, str]) -> None:
+    for name, value in worker.items():
+        study._storage.set_trial_user_attr(trial._trial_id, name, value)
 
 
 def put_back(study: optuna.Study, trial: FrozenTrial, target: int, reason: str) -> bool:

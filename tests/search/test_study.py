@@ -154,6 +154,25 @@ def test_an_interrupt_leaves_no_trial_running(where, tmp_path, monkeypatch):
     }
 
 
+def test_an_interrupt_between_claiming_and_signing_leaves_no_trial_running(tmp_path, monkeypatch):
+    study = make_study(tmp_path, early_stopping=False)
+    original, interrupts = study._storage.set_trial_user_attr, []
+
+    def sign(trial: int, name: str, value: object) -> None:
+        if name == "worker" and len(done_trials(study)) == 2 and not interrupts:
+            interrupts.append(trial)  # one signal: a worker ignores those that follow
+            raise KeyboardInterrupt
+        original(trial, name, value)
+
+    monkeypatch.setattr(study._storage, "set_trial_user_attr", sign)
+    with pytest.raises(KeyboardInterrupt), interruptible(study, 5):
+        work(study, 5)
+    assert interrupts and states(study)[:3] == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL]
+    monkeypatch.undo()
+    work(study, 5)
+    assert len(done_trials(study)) == 5
+
+
 def test_a_killed_workers_trial_is_failed_and_queued_once_more(killed):
     study = make_study(killed, early_stopping=False)
     assert states(study) == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.RUNNING]
