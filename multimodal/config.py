@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
 from multimodal.errors import FlowpruneError, one_sentence
+from multimodal.families import Positions
 from multimodal.methods import Method, make_method
 
 FILE_NAME = "pruning.json"
 SCHEMA_VERSION = 1
 
-Positions = Literal["compact", "original"]
 Measure = Literal["retention", "flops", "kv", "latency_ms"]
 
 
@@ -115,11 +115,9 @@ class PruningConfig(_Strict):
         return self
 
     @property
-    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Mean and standard deviation of the pixels, if the method looks at pixels and both are known."""
-        if not self.method.needs_entropy or self.image_mean is None or self.image_std is None:
-            return None
-        return self.image_mean, self.image_std
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and standard deviation of the image processor; None if either is unknown."""
+        return None if self.image_mean is None or self.image_std is None else (self.image_mean, self.image_std)
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "PruningConfig":

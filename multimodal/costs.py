@@ -1,10 +1,6 @@
-"""What a pruning config costs: tokens, FLOPs and KV bytes, by integer arithmetic on counts. No weights needed.
-
-How many tokens every step keeps is known here, before any embedding exists; what the pruner keeps must sum to it.
-"""
+"""What a plan costs: FLOPs, KV bytes and retention, by integer arithmetic on each layer's tokens. No weights needed."""
 
 import functools
-import math
 import operator
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,40 +13,22 @@ from transformers import PretrainedConfig
 
 from multimodal.config import PruningConfig, PruningStep
 from multimodal.layout import Layout
-from multimodal.masks import sliding_window
+from multimodal.plan import make_plan, visual_tokens_by_layer
 
 Count = TypeVar("Count", int, NDArray[np.int64])  # of tokens: one prompt's, or those of many
-
-
-def kept_counts(layout: Layout, schedule: Sequence[PruningStep]) -> list[int]:
-    """Visual tokens of one image that are left after each step, newline tokens included."""
-    left, counts = layout.visual_tokens, []
-    for step in schedule:
-        left = kept_count(layout, step.keep_ratio, left)
-        counts.append(left)
-    return counts
-
-
-def kept_count(layout: Layout, keep_ratio: float, left: int) -> int:
-    """Visual tokens of one image that a step keeps of those left, newline tokens included.
-
-    round(keep_ratio · left), halves up, but every newline token and at least one other.
-    """
-    return min(left, max(len(layout.newlines) + 1, math.floor(keep_ratio * left + 0.5)))
-
-
-def visual_tokens_by_layer(layout: Layout, schedule: Sequence[PruningStep], layers: int) -> list[int]:
-    """Visual tokens of one image that each language-model layer sees ``[layers]``."""
-    tokens = [layout.visual_tokens] * layers
-    for step, count in zip(schedule, kept_counts(layout, schedule), strict=True):
-        tokens[step.layer :] = [count] * (layers - step.layer)
-    return tokens
 
 
 def retention(layouts: Sequence[Layout], schedule: Sequence[PruningStep], layers: int) -> float:
     """Visual tokens seen by a layer ÷ original visual tokens, averaged over layers, over all images together."""
     seen = sum(sum(visual_tokens_by_layer(layout, schedule, layers)) for layout in layouts)
     return seen / (layers * sum(layout.visual_tokens for layout in layouts))
+
+
+def sliding_window(text_config: PretrainedConfig, layer: int) -> int | None:
+    """Tokens that a language-model layer sees, the one that looks included; None: all."""
+    types = getattr(text_config, "layer_types", None)
+    slides = types is None or types[layer] == "sliding_attention"
+    return getattr(text_config, "sliding_window", None) if slides else None
 
 
 def kv_bytes(text_config: PretrainedConfig, tokens_by_layer: Iterable[Count], element_bytes: int = 2) -> Count:
@@ -135,11 +113,10 @@ def estimate(
         element_bytes: bytes of a cache element.
     """
     layers = text_config.num_hidden_layers
-    schedule = config.schedule if config else ()
-    visual = [visual_tokens_by_layer(layout, schedule, layers) for layout in layouts]
-    tokens = [text_tokens + sum(image[layer] for image in visual) for layer in range(layers)]
+    [plan] = make_plan([(layouts, text_tokens)], config.schedule if config else (), layers).rows
+    tokens = plan.tokens_by_layer
     return Costs(
-        retention(layouts, schedule, layers),
+        plan.retention,
         prefill_flops(text_config, tokens),
         decoding_flops(text_config, tokens),
         kv_bytes(text_config, tokens, element_bytes),

@@ -4,13 +4,17 @@ Pure functions, tensors in, tensors out; any number of leading dimensions. No ``
 attention is computed for a chunk of query rows at a time.
 """
 
+import functools
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 GREY_LEVELS = 256
-CHUNK_ELEMENTS = 1 << 20  # attention weights formed at once: 4 MB in float32, so that they stay in a cache
+CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 26}  # attention weights formed at once: near a cache, or few launches
+EXACT_SETS = 64  # up to this size a ranked table holds every query set, beyond it one in every 2.5 %
+GROWTH = 1.025
 
 
 def patch_entropy(image: Tensor, patch_size: int) -> Tensor:
@@ -46,7 +50,7 @@ def grey_entropy(pixels: Tensor) -> Tensor:
     ones = torch.ones((), dtype=torch.float32, device=pixels.device).expand(grey.shape)
     histogram = torch.zeros(*grey.shape[:-1], GREY_LEVELS, device=pixels.device).scatter_add_(-1, grey, ones)
     bits = torch.special.entr(histogram / grey.shape[-1]).sum(-1)
-    return bits / torch.log(torch.tensor(2.0, device=pixels.device))
+    return bits / math.log(2)
 
 
 def attention_received(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
@@ -60,8 +64,8 @@ def attention_received(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
     Returns:
         ``[..., N]``, float32, summing to 1.
     """
-    everything = torch.full(queries.shape[:-3] + queries.shape[-2:-1], 1 / queries.shape[-2], device=queries.device)
-    return weighted_attention(queries, keys, scaling, everything)
+    parts = [attention.sum((-3, -2)) for attention in _attention_chunks(queries, keys, scaling)]
+    return functools.reduce(torch.add, parts) / (queries.shape[-3] * queries.shape[-2])
 
 
 def context_relevance(queries: Tensor, keys: Tensor, threshold: float, scaling: float) -> Tensor:
@@ -80,30 +84,66 @@ def context_relevance(queries: Tensor, keys: Tensor, threshold: float, scaling: 
         ``[..., N]``, float32, summing to 1.
     """
     received = attention_received(queries, keys, scaling)
-    weights = query_set(received, threshold)
-    largest = int((weights > 0).sum(-1).max())  # the one host sync of a map
-    rows = received.topk(largest, dim=-1).indices  # a query set is always the most-received tokens
-    chosen = queries.gather(-2, rows[..., None, :, None].expand(*queries.shape[:-2], largest, queries.shape[-1]))
-    return weighted_attention(chosen, keys, scaling, weights.gather(-1, rows))
+    values, rows = _most_received(received, largest_query_set(received.shape[-1], threshold))
+    weights = (values > threshold * received.mean(-1, keepdim=True)).float()
+    weights[..., 0] = 1.0  # in the set anyway, unless it is empty
+    return weighted_attention(_rows(queries, rows), keys, scaling, weights / weights.sum(-1, keepdim=True))
 
 
-def query_set(received: Tensor, threshold: float) -> Tensor:
-    """Equal weights, summing to 1, on the tokens that receive more than ``threshold`` times the mean ``[..., N]``."""
-    in_set = (received > threshold * received.mean(-1, keepdim=True)).float()
-    in_set = in_set.scatter(-1, received.argmax(-1, keepdim=True), 1.0)  # in it anyway, unless the set is empty
-    return in_set / in_set.sum(-1, keepdim=True)
+def largest_query_set(tokens: int, threshold: float) -> int:
+    """How many tokens can receive more than ``threshold`` times the mean, at most: shapes are known beforehand."""
+    return tokens if threshold <= 1 else math.ceil(tokens / threshold)
 
 
-def mean_attention(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
-    """Head-mean softmax attention ``[..., N, N]``, float32, for callers that read it again and again.
+def query_set_sizes(tokens: int, threshold: float) -> list[int]:
+    """Sizes of query sets that a table of thresholds from ``threshold`` on holds: all small ones, then ever fewer."""
+    largest, sizes = largest_query_set(tokens, threshold), [1]
+    while sizes[-1] < largest:
+        sizes.append(min(max(sizes[-1] + 1, int(sizes[-1] * GROWTH) if sizes[-1] > EXACT_SETS else 0), largest))
+    return sizes
+
+
+def ranked_relevance(queries: Tensor, keys: Tensor, scaling: float, received: Tensor, threshold: float) -> Tensor:
+    """Context relevance for every threshold from a lowest one on: a table by the query set's size.
 
     Args:
-        queries: ``[..., heads, N, d]``.
-        keys: ``[..., key heads, N, d]``.
-        scaling: factor on the dot products.
+        queries, keys, scaling: as in :func:`context_relevance`.
+        received: :func:`attention_received` of them ``[..., N]``.
+        threshold: the lowest.
+
+    Returns:
+        Mean attention row of the s most-received tokens, for each s of :func:`query_set_sizes` ``[..., sizes, N]``.
     """
-    chunks = [attention.mean(-3) for _, attention in _attention_chunks(queries, keys, scaling)]
-    return torch.cat(chunks, dim=-2)
+    sizes = query_set_sizes(received.shape[-1], threshold)
+    _, order = _most_received(received, sizes[-1])
+    table, total, first = [], torch.zeros_like(received).unsqueeze(-2), 0
+    for attention in _attention_chunks(_rows(queries, order), keys, scaling):
+        sums = total + attention.mean(-3).cumsum(-2)
+        last = first + sums.shape[-2]
+        table += [sums[..., size - 1 - first, :] / size for size in sizes if first < size <= last]
+        total, first = sums[..., -1:, :], last
+    return torch.stack(table, dim=-2)
+
+
+def relevance_from_table(table: Tensor, received: Tensor, lowest: float, threshold: float) -> Tensor:
+    """Context relevance ``[..., N]`` at a threshold, read from :func:`ranked_relevance`'s table.
+
+    Exact where the table holds the query set's size; else the rows between two sizes count as their mean.
+
+    Args:
+        table: ``[..., sizes, N]``.
+        received: what all N tokens receive ``[..., N]``.
+        lowest: the table's lowest threshold.
+        threshold: the one asked for, not below it.
+    """
+    sizes = torch.tensor(query_set_sizes(received.shape[-1], lowest), device=received.device)
+    size = (received > threshold * received.mean(-1, keepdim=True)).sum(-1, keepdim=True).clamp(min=1)
+    upper = torch.searchsorted(sizes, size)
+    lower = torch.where(sizes[upper] == size, upper, upper - 1)
+    small, large = sizes[lower], sizes[upper]
+    beyond = (size - small) / (large - small).clamp(min=1)
+    sums = _table_row(table, lower) * small, _table_row(table, upper) * large
+    return torch.lerp(sums[0], sums[1], beyond.float()) / size
 
 
 def weighted_attention(queries: Tensor, keys: Tensor, scaling: float, weights: Tensor) -> Tensor:
@@ -118,22 +158,57 @@ def weighted_attention(queries: Tensor, keys: Tensor, scaling: float, weights: T
     Returns:
         ``[..., N]``, float32.
     """
-    heads, length = queries.shape[-3], keys.shape[-2]
-    weights = (weights.float() / heads).unsqueeze(-2)
-    total = torch.zeros(*keys.shape[:-3], 1, length, dtype=torch.float32, device=keys.device)
-    for rows, attention in _attention_chunks(queries, keys, scaling):
-        every_head = weights[..., rows].expand(*attention.shape[:-3], heads, -1).flatten(-2).unsqueeze(-2)
-        total += every_head @ attention.flatten(-3, -2)
-    return total.squeeze(-2)
+    parts, first = [], 0
+    for attention in _attention_chunks(queries, keys, scaling):
+        own = weights[..., first : first + attention.shape[-2]].float()
+        parts.append((attention.mean(-3) * own.unsqueeze(-1)).sum(-2))
+        first += attention.shape[-2]
+    return functools.reduce(torch.add, parts)
 
 
-def _attention_chunks(queries: Tensor, keys: Tensor, scaling: float) -> Iterator[tuple[slice, Tensor]]:
-    """Softmax attention ``[..., heads, rows, N]`` of one chunk of query rows after the other."""
+def chosen_attention(
+    queries: Tensor, keys: Tensor, scaling: float, mask: Tensor, softcap: float | None = None
+) -> Tensor:
+    """Head-mean softmax attention of a few query rows under a mask ``[B, rows, N]``, float32.
+
+    Args:
+        queries: ``[B, heads, rows, d]``.
+        keys: ``[B, key heads, N, d]``.
+        scaling: factor on the dot products.
+        mask: added to the logits ``[B, 1, rows, N]``.
+        softcap: bound of the logits, which tanh keeps to; None: none.
+    """
+    key_heads, rows = keys.shape[1], queries.shape[2]
+    grouped = (queries * scaling).unflatten(1, (key_heads, -1)).flatten(2, 3)  # one product a key head
+    logits = (grouped @ keys.transpose(-1, -2)).float().unflatten(2, (-1, rows)).flatten(1, 2)
+    if softcap is not None:
+        logits = (logits / softcap).tanh() * softcap
+    return (logits + mask).softmax(-1).mean(1)
+
+
+def _most_received(received: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Values and indices of the tokens that receive most ``[..., number]``; ties go to the earlier token."""
+    values, indices = received.sort(dim=-1, descending=True, stable=True)
+    return values[..., :number], indices[..., :number]
+
+
+def _rows(queries: Tensor, rows: Tensor) -> Tensor:
+    index = rows[..., None, :, None].expand(*queries.shape[:-2], rows.shape[-1], queries.shape[-1])
+    return queries.gather(-2, index)
+
+
+def _table_row(table: Tensor, row: Tensor) -> Tensor:
+    return table.gather(-2, row.unsqueeze(-1).expand(*row.shape, table.shape[-1])).squeeze(-2)
+
+
+def _all_heads(queries: Tensor, keys: Tensor) -> Tensor:
     heads = queries.shape[-3]
-    if keys.shape[-3] != heads:
-        keys = keys.repeat_interleave(heads // keys.shape[-3], dim=-3)
-    keys = keys.transpose(-1, -2)
-    chunk = max(1, CHUNK_ELEMENTS // keys[..., 0, :].numel())
-    for start in range(0, queries.shape[-2], chunk):
-        rows = slice(start, start + chunk)
-        yield rows, (queries[..., rows, :] * scaling @ keys).softmax(-1, dtype=torch.float32)
+    return keys if keys.shape[-3] == heads else keys.repeat_interleave(heads // keys.shape[-3], dim=-3)
+
+
+def _attention_chunks(queries: Tensor, keys: Tensor, scaling: float) -> Iterator[Tensor]:
+    """Softmax attention ``[..., heads, rows, N]`` of one chunk of query rows after the other."""
+    keys = _all_heads(queries, keys).transpose(-1, -2)
+    elements = CHUNK_ELEMENTS.get(queries.device.type, CHUNK_ELEMENTS["cpu"])
+    for rows in (queries * scaling).split(max(1, elements // keys[..., 0, :].numel()), dim=-2):
+        yield (rows @ keys).softmax(-1, dtype=torch.float32)

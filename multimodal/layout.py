@@ -15,7 +15,7 @@ class Layout:
 
     Args:
         grids: (rows, columns) of each grid of patches, in order. A base view and its tiles are separate grids.
-        newlines: places, among this image's visual tokens, that belong to no patch (newline or class tokens).
+        newlines: index, among this image's visual tokens, of those that belong to no patch (newline or class tokens).
         views: patches of each view that the vision tower sees of it: the image, or its base view and tiles, or the
             frames of a video.
         image_size: (height, width) of the image before it was cut into tiles; None where packing needs none.
@@ -39,18 +39,20 @@ class Layout:
         return self.patch_tokens + len(self.newlines)
 
     @cached_property
-    def patch_places(self) -> Tensor:
-        """Places of the patch tokens among this image's visual tokens ``[patch tokens]``."""
-        is_patch = torch.ones(self.visual_tokens, dtype=torch.bool)
-        is_patch[list(self.newlines)] = False
-        return is_patch.nonzero().squeeze(1)
+    def patch_index(self) -> Tensor:
+        """Index of the patch tokens among this image's visual tokens ``[patch tokens]``, on the CPU."""
+        newlines = set(self.newlines)
+        patches = [token for token in range(self.visual_tokens) if token not in newlines]
+        return torch.tensor(patches, dtype=torch.long, device="cpu")
 
     @cached_property
     def cells(self) -> Tensor:
-        """(grid, row, column) of each patch token ``[patch tokens, 3]``."""
+        """(grid, row, column) of each patch token ``[patch tokens, 3]``, on the CPU."""
         return torch.cat(
             [
-                torch.cartesian_prod(torch.tensor([grid]), torch.arange(rows), torch.arange(columns))
-                for grid, (rows, columns) in enumerate(self.grids)
+                torch.cartesian_prod(
+                    *(torch.arange(*ends, device="cpu") for ends in ((grid, grid + 1), (rows,), (cols,)))
+                )
+                for grid, (rows, cols) in enumerate(self.grids)
             ]
         )

@@ -1,50 +1,38 @@
 """Recycling: pruned visual tokens merge, cell by cell, into recycled tokens (VFlowOpt, arXiv 2508.05211, §3.3).
 
-The grid is cut into cells of m×m patches (m real); the pruned tokens of each cell become one token, their
-importance-weighted mean, at the place of the most important of them. Pure functions; leading dimensions are images.
+A merging rule that any method with a score can use. The grid is cut into cells of m×m patches (m real); the pruned
+tokens of each cell become one token, their importance-weighted mean, at the index of the most important of them. Pure
+functions; leading dimensions are images.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from multimodal.errors import FlowpruneError
+from multimodal.selection import Selection
 
 CountRule = Literal["exact", "released"]
+Grids = tuple[tuple[int, int], ...]
+TINY = 1e-30
 
 
 class Recycled(NamedTuple):
-    """What a recycling step leaves, in token order.
+    """What a recycling step leaves of one image, in token order.
 
     Args:
-        kept: sorted indices of the places that remain ``[..., K]``.
-        features: their features, merged where recycled ``[..., K, C]``.
-        importance: their importance ``[..., K]``.
-        sizes: how many tokens each stands for ``[..., K]``.
+        kept: sorted indices of the tokens that remain ``[K]``.
+        features: their features, merged where recycled ``[K, C]``.
+        importance: their importance ``[K]``.
+        sizes: how many tokens each stands for ``[K]``.
     """
 
     kept: Tensor
     features: Tensor
-    importance: Tensor
-    sizes: Tensor
-
-
-class Recycling(NamedTuple):
-    """What a recycling step does, decided by importance alone.
-
-    Args:
-        kept: sorted indices of the places that remain ``[..., K]``.
-        merge: what it does to anything the tokens carry, ``[..., N, C]`` → ``[..., K, C]``.
-        importance: of the places that remain ``[..., K]``.
-        sizes: how many tokens each stands for ``[..., K]``.
-    """
-
-    kept: Tensor
-    merge: Callable[[Tensor], Tensor]
     importance: Tensor
     sizes: Tensor
 
@@ -71,62 +59,87 @@ def recycle(
     Raises:
         FlowpruneError: more cells than tokens to keep (``exact``).
     """
-    rows, columns = grid
-    places = torch.cartesian_prod(torch.zeros(1).long(), torch.arange(rows), torch.arange(columns))
-    plan = recycle_places(importance, places, max(1, math.floor(keep_ratio * len(places) + 0.5)), cell, count)
-    return Recycled(plan.kept, plan.merge(features), plan.importance, plan.sizes)
+    tokens = grid[0] * grid[1]
+    target = max(1, math.floor(keep_ratio * tokens + 0.5))
+    if count == "exact" and (cells := cells_in((grid,), cell)) > target:
+        raise FlowpruneError(
+            f"cell {cell:g} makes {cells} cells, more than the {target} tokens to keep: raise cell or keep_ratio."
+        )
+    index = torch.arange(tokens, device=features.device).unsqueeze(0)
+    step = recycle_tokens(importance.unsqueeze(0), index, (grid,), target, cell, count)
+    sizes = step.sizes()
+    assert sizes is not None
+    return Recycled(step.kept[0], step.apply(features.unsqueeze(0))[0], importance[step.kept[0]], sizes[0])
 
 
-def recycle_places(importance: Tensor, places: Tensor, target: int, cell: float, count: CountRule) -> Recycling:
+def recycle_tokens(
+    importance: Tensor, index: Tensor, grids: Grids, count: int, cell: float, rule: CountRule = "exact"
+) -> Selection:
     """:func:`recycle` for tokens of several grids, and for several images of one layout at once.
 
     Args:
-        importance: ``[..., N]``.
-        places: (grid, row, column) of each token ``[N, 3]``, on the CPU.
-        target: tokens to remain in each image (``released``: before its corrections).
-        cell, count: as in :func:`recycle`. With ``released``, images may differ in count: pass them one by one.
+        importance: ``[images, n]``.
+        index: which of the layout's patch tokens they are ``[images, n]``.
+        grids: of the layout.
+        count: tokens to remain in each image (``released``: before its corrections).
+        cell: side m of a cell; with ``exact``, the nearest that fits is used (:func:`cells_of`).
+        rule: as in :func:`recycle`. With ``released``, images may differ in count: pass them one by one.
     """
-    ids = cell_ids(places, cell)
-    cells = Cells(ids.to(importance.device), int(ids.max()) + 1)
-    if count == "released":
-        top = max(target - int(len(places) / cell**2), 0)
-        return merge_cells(importance, cells, top, None)
-    if cells.number > target:
-        raise FlowpruneError(
-            f"recycling_cell {cell:g} makes {cells.number} cells, more than the {target} tokens the step keeps: "
-            "raise recycling_cell or the step's keep_ratio."
-        )
-    return merge_cells(importance, cells, exact_top(importance, cells, target), target)
+    cells = cells_of(grids, cell, count if rule == "exact" else None)
+    if cells is None:
+        order = importance.argsort(dim=-1, descending=True, stable=True)
+        return Selection(order[:, :count].sort(dim=-1).values)
+    ids = cells.ids.to(importance.device)[index]
+    rank = _ranks(importance)
+    if rule == "released":
+        top = torch.tensor([[max(count - int(index.shape[1] / cell**2), 0)]], device=importance.device)
+        return _merge(importance, rank, ids, cells.number, top, None)
+    return _merge(importance, rank, ids, cells.number, exact_top(rank, ids, cells.number, count), count)
 
 
 class Cells(NamedTuple):
-    """The cell of each token ``[N]`` and how many cells there are."""
+    """The cell of each of a layout's patch tokens ``[N]``, on the CPU, and how many cells there are."""
 
     ids: Tensor
     number: int
 
 
-def cell_ids(places: Tensor, cell: float) -> Tensor:
-    """Number the m×m cells of every grid.
+@lru_cache(maxsize=1024)
+def cells_of(grids: Grids, cell: float, count: int | None = None) -> Cells | None:
+    """The cells of a layout's grids, at most ``count``.
+
+    A side that makes more cells than ``count`` is replaced by the smallest one, among every length over a whole number,
+    that does not; where even one cell a grid is too many, there are none (None): nothing is recycled then.
 
     Args:
-        places: (grid, row, column) of each token ``[N, 3]``.
+        grids: (rows, columns) of each grid.
         cell: side m of a cell, in patches.
-
-    Returns:
-        A dense id in 0 .. cells − 1 for each token ``[N]``.
+        count: of tokens to keep; None: any number of cells will do.
     """
-    blocks = (places[:, 1:].double() / cell).floor().long()
-    rows, columns = (blocks.amax(0) + 1).tolist()
-    numbers = (places[:, 0] * rows + blocks[:, 0]) * columns + blocks[:, 1]
-    return torch.unique(numbers, return_inverse=True)[1]
+    if count is not None and cells_in(grids, cell) > count:
+        cell = smallest_cell(grids, count)
+        if math.isinf(cell):
+            return None
+    ids, before = [], 0
+    for rows, columns in grids:
+        along = _cells_along(columns, cell)
+        row = torch.tensor([int(row / cell) for row in range(rows)], device="cpu")
+        column = torch.tensor([int(column / cell) for column in range(columns)], device="cpu")
+        ids.append((before + row.unsqueeze(1) * along + column).flatten())
+        before += _cells_along(rows, cell) * along
+    return Cells(torch.cat(ids), before)
+
+
+def cells_in(grids: Sequence[tuple[int, int]], cell: float) -> int:
+    """How many cells of a side the grids have."""
+    return sum(_cells_along(rows, cell) * _cells_along(columns, cell) for rows, columns in grids)
 
 
 def smallest_cell(grids: Sequence[tuple[int, int]], count: int) -> float:
     """A cell side whose cells, over all grids, are at most ``count``, as small as length / k allows; inf if none is."""
     lengths = {length for grid in grids for length in grid}
     for side in sorted({length / k for length in lengths for k in range(1, length + 1)}):
-        if sum(_cells_along(rows, side) * _cells_along(columns, side) for rows, columns in grids) <= count:
+        if cells_in(grids, side) <= count:
             return side
     return math.inf
 
@@ -135,87 +148,60 @@ def _cells_along(length: int, side: float) -> int:
     return math.floor((length - 1) / side) + 1
 
 
-def exact_top(importance: Tensor, cells: Cells, count: int) -> Tensor:
+def exact_top(rank: Tensor, ids: Tensor, cells: int, count: int) -> Tensor:
     """How many of the most important tokens to keep so that, with the recycled ones, exactly ``count`` remain.
 
     With k tokens kept, k + (cells with a pruned member) remain; that grows by 0 or 1 as k grows by 1, so every count
-    from the number of cells up to N is met. All k are evaluated at once from each cell's least important member.
+    from the number of cells up to n is met. All k are evaluated at once from each cell's least important member.
 
     Args:
-        importance: ``[..., N]``.
-        cells: the cells of the N tokens, at most ``count``.
-        count: tokens to remain, at most N.
+        rank: of each token by importance, 0 the most important ``[images, n]``.
+        ids: its cell ``[images, n]``.
+        cells: their number, at most ``count``.
+        count: tokens to remain, at most n.
 
     Returns:
-        k ``[..., 1]``.
+        k ``[images, 1]``.
     """
-    rank = _ranks(importance)
-    last_rank = torch.full((*rank.shape[:-1], cells.number), -1, device=rank.device).scatter_reduce(
-        -1, cells.ids.expand_as(rank), rank, "amax"
-    )
-    ends_at = torch.zeros_like(rank).scatter_add(-1, last_rank, torch.ones_like(last_rank))
-    k = torch.arange(rank.shape[-1], device=rank.device)
+    images, tokens = rank.shape
+    last_rank = torch.full((images, cells), tokens, device=rank.device)  # an empty cell: no k prunes from it
+    last_rank = last_rank.scatter_reduce(1, ids, rank, "amax", include_self=False)
+    k = torch.arange(tokens + 1, device=rank.device).expand(images, -1)
     # a cell has a pruned member as long as its least important member's rank is at least k
-    remaining = k + cells.number - (ends_at.cumsum(-1) - ends_at)
-    return (remaining < count).sum(-1, keepdim=True)
+    ends = torch.searchsorted(last_rank.sort(1).values, k.contiguous())
+    with_pruned = cells - ends - (last_rank == tokens).sum(1, keepdim=True)
+    return (k + with_pruned < count).sum(1, keepdim=True)
 
 
 def _ranks(importance: Tensor) -> Tensor:
-    order = importance.argsort(dim=-1, descending=True, stable=True)
-    places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter(-1, order, places)
+    return importance.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
 
 
-def merge_cells(importance: Tensor, cells: Cells, top: Tensor | int, count: int | None) -> Recycling:
+def _merge(importance: Tensor, rank: Tensor, ids: Tensor, cells: int, top: Tensor, count: int | None) -> Selection:
     """Keep the ``top`` most important tokens and merge the others, cell by cell.
 
     Merging weights are the importances, negative ones counted as 0; a cell of none but zeros is averaged plainly.
 
     Args:
-        importance: ``[..., N]``.
-        cells: the cells of the N tokens.
-        top: how many tokens to keep, per image ``[..., 1]`` or the same for all.
-        count: how many tokens remain in every image, if known (no host sync then).
+        importance, rank, ids: of the tokens ``[images, n]``.
+        cells: their number.
+        top: how many tokens to keep ``[images, 1]``.
+        count: how many tokens remain in every image; None: it is counted, which waits for the device.
     """
-    rank = _ranks(importance)
+    images, tokens = rank.shape
     pruned = rank >= top
-    number, ids = cells.number, cells.ids.expand_as(rank)
-
-    first_rank = torch.full((*rank.shape[:-1], number), rank.shape[-1], device=rank.device).scatter_reduce(
-        -1, ids, rank.where(pruned, rank.shape[-1]), "amin"
+    first_rank = torch.full((images, cells), tokens, device=rank.device).scatter_reduce(
+        1, ids, rank.masked_fill(~pruned, tokens), "amin"
     )
-    represents = pruned & (rank == first_rank.gather(-1, ids))
+    represents = rank == first_rank.gather(1, ids)
     remains = ~pruned | represents
-
-    weight = importance.float().clamp(min=0) * pruned
-    total = _sum_by_cell(weight, ids, number)
-    plain = total.gather(-1, ids) <= torch.finfo(torch.float32).tiny
-    weight = torch.where(plain, pruned.float(), weight)
-    total = _sum_by_cell(weight, ids, number)
-    share = weight / total.gather(-1, ids).clamp(min=torch.finfo(torch.float32).tiny)
-
-    by_cell = torch.zeros(*share.shape[:-1], number, share.shape[-1], device=share.device)
-    by_cell = by_cell.scatter(-2, ids.unsqueeze(-2), share.unsqueeze(-2))
-    sizes = _sum_by_cell(pruned.float(), ids, number)
-
     count = int(remains.sum(-1).max()) if count is None else count
-    kept = remains.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[..., :count]
-    is_recycled = represents.gather(-1, kept)
-    cell_of_kept = ids.gather(-1, kept)
-    kept_sizes = torch.where(is_recycled, sizes.gather(-1, cell_of_kept), 1.0)
-    merge = partial(_merged, kept, is_recycled, cell_of_kept, by_cell)
-    return Recycling(kept, merge, importance.gather(-1, kept), kept_sizes)
+    kept = remains.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[:, :count]
+    slot = remains.cumsum(-1) - 1
+    # the slot of a cell's representative is found where that token is
+    slots = torch.zeros_like(first_rank).scatter_reduce(1, ids, slot * represents, "amax")
+    owner = slot.where(~pruned, slots.gather(1, ids))
 
-
-def _merged(kept: Tensor, is_recycled: Tensor, cell_of_kept: Tensor, by_cell: Tensor, features: Tensor) -> Tensor:
-    wide = (*kept.shape, features.shape[-1])
-    merged = by_cell.to(features.dtype) @ features
-    return torch.where(
-        is_recycled.unsqueeze(-1),
-        merged.gather(-2, cell_of_kept.unsqueeze(-1).expand(wide)),
-        features.gather(-2, kept.unsqueeze(-1).expand(wide)),
-    )
-
-
-def _sum_by_cell(values: Tensor, ids: Tensor, number: int) -> Tensor:
-    return torch.zeros(*values.shape[:-1], number, device=values.device).scatter_add(-1, ids, values)
+    weight = (importance.float().clamp(min=0) + TINY) * pruned  # so that a cell of zeros is averaged plainly
+    total = torch.zeros(images, cells, dtype=torch.float32, device=rank.device).scatter_add(1, ids, weight)
+    return Selection(kept, owner, (weight / total.gather(1, ids)).masked_fill(~pruned, 1.0))

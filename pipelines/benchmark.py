@@ -15,13 +15,11 @@ from transformers import DynamicCache, PreTrainedModel
 
 from multimodal import FlowpruneError, PruningConfig, prune
 from multimodal.costs import Workload, estimate
-from multimodal.families import Family, family_of
-from multimodal.importance import grey_entropy
-from multimodal.observation import VisionObservation, unnormalised
-from multimodal.prompt import importance_maps, locate
-from multimodal.pruned_prompt import PrunedPrompt
-from multimodal.pruner import Pruner
-from multimodal.vision import Normalisation, watch_vision
+from multimodal.evidence import VisionRequest, token_evidence
+from multimodal.families import Modules, modules_of
+from multimodal.runtime import Pruner
+from multimodal.runtime.prefill import Prefill
+from multimodal.runtime.watch import Normalization
 from pipelines.calibrate import observed
 from pipelines.console import console
 from pipelines.contenders import untuned_config
@@ -35,7 +33,7 @@ from search.calibration import CalibrationSample, observe_sample
 from search.objective import Objective
 from search.stopwatch import Stopwatch
 
-HALF: Normalisation = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+HALF: Normalization = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 @dataclass(frozen=True)
@@ -43,12 +41,11 @@ class _Subject:
     """What is measured: a model, inputs of a few samples, what a trial looks at, and a config."""
 
     model: PreTrainedModel
-    family: Family
+    modules: Modules
     inputs: list[dict[str, Tensor]]
     samples: list[CalibrationSample]
     calibration: list[CalibrationSample]
     config: PruningConfig
-    pixels: Normalisation
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -71,40 +68,43 @@ def run(settings: Settings) -> dict[str, Any]:
 
 def _subject(settings: Settings) -> _Subject:
     if settings.model.weights == "random":
-        model, pixels = build_random(settings.model), HALF
-        family = family_of(model)
+        model, normalization = build_random(settings.model), HALF
+        modules = modules_of(model)
         torch.manual_seed(settings.seed)
-        inputs = [_random_inputs(family, settings.benchmark.text_tokens) for _ in range(settings.benchmark.samples)]
+        inputs = [_random_inputs(modules, settings.benchmark.text_tokens) for _ in range(settings.benchmark.samples)]
     else:
         opened = open_model(settings.model)
-        model, family, pixels = opened.model, opened.family, opened.pixels
+        model, modules, normalization = opened.model, opened.modules, opened.normalization
         few = settings.data.model_copy(update={"heldout": settings.benchmark.samples})
         chosen = load_samples(few, "heldout", settings.seed)
         inputs = [dict(build_inputs(opened, [sample])) for sample in chosen]
-    config = _config(settings, family, inputs, pixels)
-    layers = config.method.vision_layers
-    samples = [observe_sample(family, each, layers, pixels) for each in inputs]
+    config = _config(settings, modules, inputs, normalization)
+    requests = [request for request in config.method.evidence if isinstance(request, VisionRequest)]
+    samples = [observe_sample(modules, each, requests, normalization) for each in inputs]
     calibration = samples
     if settings.model.weights == "pretrained":
         chosen = load_samples(settings.data, "calibration", settings.seed)
         calibration = observed(settings, chosen, "calibration").samples
-    return _Subject(model, family, inputs, samples, calibration, config, pixels)
+    return _Subject(model, modules, inputs, samples, calibration, config)
 
 
-def _random_inputs(family: Family, text_tokens: int) -> dict[str, Tensor]:
-    pixels = family.random_image()
-    visual = sum(layout.visual_tokens for layout in family.layouts(pixels))
+def _random_inputs(modules: Modules, text_tokens: int) -> dict[str, Tensor]:
+    geometry, model = modules.geometry, modules.model
+    pixels = geometry.random_image()
+    visual = sum(layout.visual_tokens for layout in geometry.layouts(pixels))
     before, after = text_tokens // 2, text_tokens - text_tokens // 2
-    vocabulary = family.text_model.config.vocab_size
-    ids = torch.randint(vocabulary, (1, before + visual + after))
-    ids[ids == family.image_token_id] = 0
-    ids[:, before : before + visual] = family.image_token_id
-    ids = ids.to(family.model.device)
-    return pixels | family.token_inputs(ids) | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    ids = torch.randint(geometry.text_config.vocab_size, (1, before + visual + after))
+    ids[ids == geometry.image_token_id] = 0
+    ids[:, before : before + visual] = geometry.image_token_id
+    inputs = pixels | geometry.token_inputs(ids) | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+        for name, value in inputs.items()
+    }
 
 
 def _config(
-    settings: Settings, family: Family, inputs: list[dict[str, Tensor]], pixels: Normalisation
+    settings: Settings, modules: Modules, inputs: list[dict[str, Tensor]], normalization: Normalization
 ) -> PruningConfig:
     if settings.benchmark.config is None and settings.model.weights == "pretrained":
         try:
@@ -113,12 +113,13 @@ def _config(
             console.print("no tuned config of this study: measuring the untuned values")
     if settings.benchmark.config is not None:
         return load_config(settings, settings.benchmark.config)
-    prompts = []
+    geometry, prompts = modules.geometry, []
     for each in inputs:
-        images = locate(family, each["input_ids"], {"image": (family.layouts(each), None)}, blocks=None)
-        text_tokens = each["input_ids"].shape[1] - sum(layout.visual_tokens for layout in images.layouts)
-        prompts.append((images.layouts, text_tokens))
-    return untuned_config(settings, make_space(settings, family, Workload(family.text_model.config, prompts), pixels))
+        layouts = geometry.layouts(each)
+        text_tokens = each["input_ids"].shape[1] - sum(layout.visual_tokens for layout in layouts)
+        prompts.append((layouts, text_tokens))
+    space = make_space(settings, geometry, Workload(geometry.text_config, prompts), normalization)
+    return untuned_config(settings, space)
 
 
 def _measure_model(subject: _Subject, repeats: int) -> dict[str, float]:
@@ -128,55 +129,50 @@ def _measure_model(subject: _Subject, repeats: int) -> dict[str, float]:
 
 
 def _measure_prompt(subject: _Subject, number: int, repeats: int) -> dict[str, float]:
-    family, config, device = subject.family, subject.config, subject.model.device
+    modules, config, device = subject.modules, subject.config, subject.model.device
+    geometry, text = modules.geometry, modules.text_model
     inputs = subject.inputs[number]
-    encoder = inspect.signature(family.base.get_image_features).parameters
+    encoder = inspect.signature(modules.base.get_image_features).parameters
     pixels = {key: value for key, value in inputs.items() if key in encoder}
-    objective = Objective(family, [subject.samples[number]], batch_size=1, seed=0)
-    [batch] = objective.batches
+    objective = Objective(modules, [subject.samples[number]], batch_size=1, seed=0)
+    batch = objective.batches[0].to(device)
     peaks: dict[str, float] = {}
-    seen: list[VisionObservation] = []
-    tower_pixels: list[Tensor] = []
-    with watch_vision(family, config.method.vision_layers, None, lambda *encoded: seen.extend(encoded[-1])):
-        hook = family.vision_tower.register_forward_pre_hook(
-            lambda _, args, kwargs: tower_pixels.append(args[0] if args else kwargs["pixel_values"]), with_kwargs=True
-        )
-        family.base.get_image_features(**pixels)
-        hook.remove()
-    seen = [replace(live, entropy=cached.entropy) for live, cached in zip(seen, batch.vision, strict=True)]
+    requests = [request for request in config.method.evidence if isinstance(request, VisionRequest)]
+    layouts = [image.layout for image in batch.prompt.images]
+    prompt = replace(batch.prompt, evidence=token_evidence(geometry, requests, layouts, batch.evidence))
 
     def select() -> None:
-        if config.method.needs_entropy:
-            grey_entropy(unnormalised(family.patch_pixels(tower_pixels[0], batch.prompt.layouts), *subject.pixels))
-        maps = importance_maps(family, config, batch.prompt.layouts, seen)
-        pruned = PrunedPrompt(family, config, replace(batch.prompt, maps=maps))
-        pruned.begin(batch.embeds, batch.valid, batch.text_inputs["position_ids"])
+        reading = Prefill(geometry, text.config, config, prompt, None, device)
+        reading.begin(batch.embeds, batch.text_inputs["position_ids"])
 
     def read(name: str, pruner: Pruner | None) -> None:
         """Time a prefill and one decoding step after it."""
-        cache = DynamicCache(config=family.text_model.config)
+        cache = DynamicCache(config=text.config)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         watch.time(f"{name} prefill", lambda: objective.prefill(batch, pruner, cache))
         if device.type == "cuda":
             peaks[f"{name} peak bytes"] = torch.cuda.max_memory_allocated(device)
-        step = {"inputs_embeds": batch.embeds[:, -1:], "use_cache": True, family.cache_name: cache}
-        watch.time(f"{name} decoding step", lambda: family.text_model(**step))
+        step = {"inputs_embeds": batch.embeds[:, -1:], "use_cache": True, modules.cache_name: cache}
+        watch.time(f"{name} decoding step", lambda: text(**step))
 
     watch = Stopwatch(device)
     for _ in range(1 + repeats):
-        watch.time("vision tower", lambda: family.base.get_image_features(**pixels))
-        watch.time("map, selection, recycling", select)
+        watch.time("vision tower", lambda: modules.base.get_image_features(**pixels))
+        watch.time("selection", select)
         read("unpruned", None)
         with prune(subject.model, config) as pruner:
+            watch.time("watched tower", lambda: modules.base.get_image_features(**pixels))
             read("pruned", pruner)
-    return watch.medians() | peaks
+    seconds = watch.medians()
+    map_made = max(seconds.pop("watched tower") - seconds["vision tower"], 0.0)
+    return seconds | {"map, selection, recycling": map_made + seconds.pop("selection")} | peaks
 
 
 def _measure_trial(subject: _Subject, settings: Settings) -> dict[str, float]:
     """Seconds a sample of a search trial: ours on cached features, the released way from pixels."""
-    family, config, model = subject.family, subject.config, subject.model
-    objective = Objective(family, subject.calibration, settings.search.batch_size, settings.seed)
+    modules, config, model = subject.modules, subject.config, subject.model
+    objective = Objective(modules, subject.calibration, settings.search.batch_size, settings.seed)
     watch = Stopwatch(model.device)
     inside: list[float] = []
 
@@ -187,8 +183,8 @@ def _measure_trial(subject: _Subject, settings: Settings) -> dict[str, float]:
         """The trial again, timing the decoder alone: from after the first step's selection to its end."""
         inside.append(0.0)
         with prune(model, config) as pruner:
-            clock = _DecoderClock(family)
-            for batch in objective.batches:
+            clock = _DecoderClock(modules)
+            for batch in (each.to(model.device) for each in objective.batches):
                 objective.prefill(batch, pruner)
             inside[-1] = clock.stop()
 
@@ -213,13 +209,13 @@ def _measure_trial(subject: _Subject, settings: Settings) -> dict[str, float]:
 class _DecoderClock:
     """Adds up the time inside a text model, from after the pruner's hook to the end of the forward pass."""
 
-    def __init__(self, family: Family) -> None:
-        self._device = family.text_model.device
+    def __init__(self, modules: Modules) -> None:
+        self._device = modules.text_model.device
         self._seconds = 0.0
         self._began = 0.0
         self._hooks = [
-            family.text_model.register_forward_pre_hook(self._start),
-            family.text_model.register_forward_hook(self._end),
+            modules.text_model.register_forward_pre_hook(self._start),
+            modules.text_model.register_forward_hook(self._end),
         ]
 
     def stop(self) -> float:
@@ -277,7 +273,7 @@ def _ms(seconds: float) -> str:
 
 def _costs(subject: _Subject) -> dict[str, tuple[float, float]]:
     """Unpruned and pruned FLOPs and bytes, means over samples."""
-    text, config = subject.family.text_model.config, subject.config
+    text, config = subject.modules.text_model.config, subject.config
     element = subject.model.dtype.itemsize
     pairs = []
     for sample in subject.samples:

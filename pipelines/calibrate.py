@@ -11,7 +11,7 @@ from pipelines.opened import OpenedModel, open_model
 from pipelines.prompts import build_inputs
 from pipelines.settings import Settings
 from search.calibration import FORMAT, CalibrationSample, observe_sample
-from search.space import vision_layers
+from search.space import vision_requests
 from search.study import digest
 
 
@@ -44,11 +44,18 @@ def run(settings: Settings) -> Calibration:
 
 def observed(settings: Settings, samples: Sequence[Sample], part: Part) -> Calibration:
     """The samples as the unpruned model saw them, from the cache or into it."""
-    layers = vision_layers(settings.method.name, settings.method.fixed, settings.method.ranges)
+    requests = vision_requests(settings.method.name, settings.method.fixed, settings.method.ranges)
     opened = open_model(settings.model)
     data = data_digest(samples)
     key = digest(
-        {"format": FORMAT, "model": opened.identity, "data": data, "vision_layers": layers, "prompt": _template(opened)}
+        {
+            "format": FORMAT,
+            "model": opened.identity,
+            "data": data,
+            "evidence": sorted(map(repr, requests)),
+            "normalization": opened.normalization,
+            "prompt": _template(opened),
+        }
     )
     folder = Path(settings.cache) / key
     paths = [folder / f"{number:05d}.safetensors" for number in range(len(samples))]
@@ -57,7 +64,7 @@ def observed(settings: Settings, samples: Sequence[Sample], part: Part) -> Calib
         with progress_bar() as progress:
             for number in progress.track(missing, description=f"observing {part} samples"):
                 inputs = build_inputs(opened, [samples[number]])
-                observe_sample(opened.family, inputs, layers, opened.pixels).save(paths[number])
+                observe_sample(opened.modules, inputs, requests, opened.normalization).save(paths[number])
     manifest = {"model": opened.tuned_for.model_dump(), "data_digest": data, "part": part, "samples": len(samples)}
     if missing:
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")

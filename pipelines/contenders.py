@@ -26,8 +26,9 @@ def untuned_config(settings: Settings, space: Space) -> PruningConfig:
     untuned, [budget] = settings.method.untuned, space.budgets
     layers: list[int] = []
     for place in untuned.places:
-        first = max(layers[-1] + 1, space.first_inner_layer) if layers else 0
-        layers.append(max(round(place * space.layers), first))
+        first = max(layers[-1] + 1, space.first_inner_layer) if layers else space.earliest
+        wanted = max(round(place * space.layers), first)
+        layers.append(wanted if layers else min(wanted, space.latest(budget)))
     [single] = space.schedule(budget, [0], [])
     ratios = [single.keep_ratio * untuned.ratios[0], *untuned.ratios[1:]] if untuned.ratios else []
     return space.on_budget(budget, untuned.parameters, layers, ratios, space.positions[0])

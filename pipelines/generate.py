@@ -65,7 +65,7 @@ def _answer(
     with prune(opened.model, config) if config else nullcontext() as pruner:
         [answer] = greedy_answers(opened, inputs, max_new_tokens)
         if pruner is None or config is None:
-            return answer, str(int((inputs["input_ids"] == opened.family.image_token_id).sum())), ""
+            return answer, str(int((inputs["input_ids"] == opened.modules.geometry.image_token_id).sum())), ""
         [report] = pruner.report
         steps = zip(config.schedule, report.kept, strict=True)
         tokens = " → ".join(f"{len(kept)} from layer {step.layer}" for step, kept in steps)

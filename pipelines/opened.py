@@ -9,9 +9,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 from multimodal import FlowpruneError, load_model
 from multimodal.config import TunedModel
-from multimodal.families import Family, check_supported, family_of
+from multimodal.families import Modules, check_supported, modules_of
 from multimodal.loading import chosen_device
-from multimodal.vision import Normalisation
+from multimodal.runtime.watch import Normalization
 from pipelines.settings import ModelSettings
 from search.study import digest
 
@@ -22,11 +22,11 @@ class OpenedModel:
 
     model: PreTrainedModel
     processor: ProcessorMixin
-    family: Family
+    modules: Modules
     tuned_for: TunedModel
 
     @property
-    def pixels(self) -> Normalisation:
+    def normalization(self) -> Normalization:
         """Mean and standard deviation that the image processor normalises with."""
         images = self.processor.image_processor
         return tuple(images.image_mean), tuple(images.image_std)
@@ -72,14 +72,14 @@ def _open(settings: ModelSettings) -> OpenedModel:
         attention=settings.attention,
         trust_remote_code=settings.trust_remote_code,
     )
-    family = family_of(model)
+    modules = modules_of(model)
     tuned_for = TunedModel(
         id=settings.path,
         revision=getattr(model.config, "_commit_hash", None) or settings.revision,
         architecture=type(model).__name__,
-        layers=len(family.text_layers),
+        layers=len(modules.text_layers),
     )
-    return OpenedModel(model, processor, family, tuned_for)
+    return OpenedModel(model, processor, modules, tuned_for)
 
 
 def build_random(settings: ModelSettings) -> PreTrainedModel:

@@ -1,6 +1,6 @@
 """One picture of one sample: the image, what the maps say of it, and what every step keeps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -11,12 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from multimodal import PruningConfig, prune
-from multimodal.costs import kept_counts
+from multimodal.evidence import PatchEntropy, ReceivedAttention, Request, VisionRequest, joined, token_evidence
 from multimodal.layout import Layout
 from multimodal.methods import VisualTokens
-from multimodal.observation import VisionObservation
-from multimodal.prompt import importance_maps
-from multimodal.recycling import cell_ids
+from multimodal.plan import kept_counts
+from multimodal.recycling import cells_of
 from pipelines.data import Sample
 from pipelines.opened import OpenedModel
 from pipelines.pictures import draw_image, draw_kept, draw_map, grid_maps, place_on_grids, save_panels
@@ -50,16 +49,25 @@ def overlay_panels(
         config: how it is pruned.
         name: above the image.
     """
-    inputs = build_inputs(opened, [sample])
-    seen = observe_sample(opened.family, inputs, config.method.vision_layers, opened.pixels)
+    inputs, geometry = build_inputs(opened, [sample]), opened.modules.geometry
+    own = [request for request in config.method.evidence if isinstance(request, VisionRequest)]
+    shown = {"entropy (bits)": PatchEntropy()} | {
+        f"attention received, layer {layer}": ReceivedAttention(layer)
+        for layer in sorted({layer for request in own for layer in request.attention_layers})
+    }
+    seen = observe_sample(opened.modules, inputs, joined([*shown.values(), *own]), opened.normalization)
     with prune(opened.model, config) as pruner:
-        opened.family.base(**inputs, use_cache=False)
+        opened.modules.base(**inputs, use_cache=False)
         kept = pruner.report[0].kept
     layout = seen.layouts[0]
-    importance = importance_maps(opened.family, config, seen.layouts, seen.vision)
-    own = None if importance is None else importance[0]
-    maps = _maps(opened, config, seen, layout, own)
-    steps = _steps(config, seen, layout, kept, _recycled_sizes(config, seen, layout, own))
+    answers = token_evidence(geometry, [*shown.values(), *own], seen.layouts, seen.evidence)
+    by_patch: dict[Request, Tensor] = {request: own[0][layout.patch_index] for request, own in answers.items()}
+    maps = {title: grid_maps(by_patch[request], layout) for title, request in shown.items()}
+    tokens = _tokens(seen, layout, by_patch)
+    if own and len(own) == len(config.method.evidence):  # what it looks at is there before the language model
+        maps[f"importance, {config.method.name}"] = grid_maps(config.method.score(tokens)[0], layout)
+    count = kept_counts(layout, config.schedule)[0] - len(layout.newlines)
+    steps = _steps(config, seen, layout, kept, count, _recycled_sizes(config, tokens, count))
     panels: list[list[Callable[[Axes], None]]] = []
     for grid, view in enumerate(_views(inputs["pixel_values"], layout, sample.image)):
         row: list[Callable[[Axes], None]] = [
@@ -89,47 +97,30 @@ def _views(pixels: Tensor, layout: Layout, image: Image.Image) -> list[Image.Ima
     return [image.resize((width, height)), *[image] * (len(layout.grids) - 1)]
 
 
-def _maps(
-    opened: OpenedModel, config: PruningConfig, seen: CalibrationSample, layout: Layout, importance: Tensor | None
-) -> dict[str, list[np.ndarray]]:
-    patches = layout.patch_places
-    views = range(len(layout.views))
-
-    def packed(of: Callable[[VisionObservation], Tensor]) -> list[np.ndarray]:
-        by_view = {view: own for each in seen.vision for view, own in zip(each.views, of(each), strict=True)}
-        [tokens] = opened.family.pack([by_view[view].unsqueeze(-1) for view in views], [layout])
-        return grid_maps(tokens[patches, 0], layout)
-
-    maps = {"entropy (bits)": packed(_entropy)}
-    for layer in seen.vision[0].layers:
-        maps[f"attention received, layer {layer}"] = packed(partial(_received, layer))
-    if importance is not None:
-        maps[f"importance, {config.method.name}"] = grid_maps(importance[patches], layout)
-    return maps
-
-
-def _received(layer: int, seen: VisionObservation) -> Tensor:
-    return seen.layers[layer].received()[:, seen.class_tokens :]
-
-
-def _entropy(seen: VisionObservation) -> Tensor:
-    assert seen.entropy is not None
-    return seen.entropy
+def _tokens(seen: CalibrationSample, layout: Layout, by_patch: Mapping[Request, Tensor]) -> VisualTokens:
+    """An image's prunable tokens before the language model, as a method sees them."""
+    return VisualTokens(
+        0,
+        layout,
+        torch.arange(layout.patch_tokens).unsqueeze(0),
+        lambda: seen.embeds[seen.visual_index(0)][layout.patch_index].unsqueeze(0),
+        lambda request: by_patch[request].unsqueeze(0),
+    )
 
 
 def _steps(
-    config: PruningConfig, seen: CalibrationSample, layout: Layout, kept: tuple[Tensor, ...], sizes: Tensor
+    config: PruningConfig, seen: CalibrationSample, layout: Layout, kept: tuple[Tensor, ...], count: int, sizes: Tensor
 ) -> list[tuple[str, list[np.ndarray], list[np.ndarray], list[np.ndarray] | None]]:
     """For each step: its name, the tokens left, how many each stands for, and the recycling cells of the first."""
-    places = seen.places(0)
     patch_at = torch.full((len(seen.is_visual),), -1)
-    patch_at[places[layout.patch_places]] = torch.arange(layout.patch_tokens)
+    patch_at[seen.visual_index(0)[layout.patch_index]] = torch.arange(layout.patch_tokens)
     cell = getattr(config.method, "recycling_cell", None)
+    found = None if cell is None else cells_of(layout.grids, cell, count if config.method.exact else None)
     steps = []
     for step, left in zip(config.schedule, kept, strict=True):
         index = patch_at[left]
         where = "before the language model" if step.layer == 0 else f"before layer {step.layer}"
-        cells = grid_maps(cell_ids(layout.cells, cell), layout) if cell is not None and step.layer == 0 else None
+        cells = grid_maps(found.ids, layout) if found is not None and step.layer == 0 else None
         steps.append(
             (
                 f"{len(left)} tokens {where}",
@@ -141,23 +132,12 @@ def _steps(
     return steps
 
 
-def _recycled_sizes(
-    config: PruningConfig, seen: CalibrationSample, layout: Layout, importance: Tensor | None
-) -> Tensor:
+def _recycled_sizes(config: PruningConfig, tokens: VisualTokens, count: int) -> Tensor:
     """How many tokens each patch token stands for after the step before the language model ``[patch tokens]``."""
-    sizes = torch.ones(layout.patch_tokens)
+    sizes = torch.ones(tokens.layout.patch_tokens)
     if config.schedule[0].layer > 0:
         return sizes
-    patches = layout.patch_places
-    tokens = VisualTokens(
-        layer=0,
-        layout=layout,
-        index=torch.arange(layout.patch_tokens).unsqueeze(0),
-        features=seen.embeds[seen.places(0)][patches].unsqueeze(0),
-        importance=None if importance is None else importance[patches].unsqueeze(0),
-    )
-    count = kept_counts(layout, config.schedule)[0] - len(layout.newlines)
-    reduced = config.method.reduce(tokens, count)
-    if reduced.sizes is not None:
-        sizes[reduced.kept[0]] = reduced.sizes[0]
+    selection = config.method.reduce(tokens, count)
+    if (merged := selection.sizes()) is not None:
+        sizes[selection.kept[0]] = merged[0]
     return sizes

@@ -93,9 +93,9 @@ def join(settings: Settings, worker: int = 0) -> Search:
     samples = load_samples(settings.data, "calibration", settings.seed)
     calibration = observed(settings, samples, "calibration")
     opened = open_model(settings.model)
-    objective = Objective(opened.family, calibration.samples, settings.search.batch_size, settings.seed)
+    objective = Objective(opened.modules, calibration.samples, settings.search.batch_size, settings.seed)
     latency = study_latency(settings, opened, calibration, objective.workload)
-    space = make_space(settings, opened.family, objective.workload, opened.pixels, latency)
+    space = make_space(settings, opened.modules.geometry, objective.workload, opened.normalization, latency)
     description = space.describe() | {
         "model": opened.tuned_for.model_dump(),
         "data": calibration.data_digest,
@@ -131,7 +131,7 @@ def work(search: Search, target: int, tracker: Tracker, show: Callable[[], None]
         tracker: told of each trial.
         show: called after each trial that ends here.
     """
-    check_device(search.study, search.objective.family.text_model.device)
+    check_device(search.study, search.objective.modules.text_model.device)
 
     def on_end(trial: FrozenTrial) -> None:
         tracker.end_trial(trial)

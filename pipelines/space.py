@@ -8,8 +8,9 @@ import torch
 
 from multimodal import FlowpruneError
 from multimodal.costs import Workload
-from multimodal.families import Family
-from multimodal.vision import Normalisation
+from multimodal.families import Geometry
+from multimodal.methods import method_named
+from multimodal.runtime.watch import Normalization
 from pipelines.calibrate import Calibration
 from pipelines.console import console
 from pipelines.opened import OpenedModel
@@ -25,21 +26,25 @@ PROBED = 6
 
 
 def make_space(
-    settings: Settings, family: Family, workload: Workload, pixels: Normalisation, latency: Latency | None = None
+    settings: Settings,
+    geometry: Geometry,
+    workload: Workload,
+    normalization: Normalization,
+    latency: Latency | None = None,
 ) -> Space:
     """The search space of the settings.
 
     Args:
         settings: method, budget and schedule.
-        family: of the model.
+        geometry: of the model.
         workload: the prompts that meet the budget together.
-        pixels: mean and standard deviation of the image processor.
+        normalization: mean and standard deviation of the image processor.
         latency: see :func:`study_latency`; needed by a budget in milliseconds.
 
     Raises:
         FlowpruneError: the budget cannot be met, or the positions do not fit the model.
     """
-    positions = [choice for choice in settings.search.positions if choice in family.positions]
+    positions = [choice for choice in settings.search.positions if choice in geometry.positions]
     if not positions:
         raise FlowpruneError(
             f"search.positions {settings.search.positions} do not fit a model of several rotary axes: "
@@ -58,9 +63,8 @@ def make_space(
         steps=settings.search.steps,
         layers=workload.layers,
         positions=positions,
-        layouts=workload.layouts,
-        pixels=pixels,
-        first_inner_layer=max(1, family.deepstack_layers),
+        normalization=normalization,
+        first_inner_layer=max(1, geometry.deepstack_layers, method_named(settings.method.name).first_layer),
     )
 
 
@@ -101,14 +105,15 @@ def check_device(study: optuna.Study, device: torch.device) -> None:
 
 def _cached(settings: Settings, opened: OpenedModel, calibration: Calibration, workload: Workload) -> Latency:
     """Measured by one worker: where several do it at once, the first to finish is the one that all read."""
-    device = device_name(opened.family.text_model.device)
+    device = device_name(opened.modules.text_model.device)
     key = digest({"device": device, "method": settings.method.name, "steps": settings.search.steps})
     path = calibration.folder / f"latency-{key}.json"
     if not path.exists():
-        space = make_space(settings.model_copy(update={"budget": PROBES}), opened.family, workload, opened.pixels)
+        probing = settings.model_copy(update={"budget": PROBES})
+        space = make_space(probing, opened.modules.geometry, workload, opened.normalization)
         trials = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=settings.seed))
         probes = [space.suggest(trials.ask()) for _ in range(PROBED)]
-        measured = measure_latency(opened.family, calibration.samples, probes, workload)
+        measured = measure_latency(opened.modules, calibration.samples, probes, workload)
         own = path.with_suffix(f".{os.getpid()}")
         own.write_text(measured.model_dump_json(indent=2), encoding="utf-8")
         try:

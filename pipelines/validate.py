@@ -68,9 +68,9 @@ def run(settings: Settings) -> dict[str, Row]:
     opened = open_model(settings.model)
     samples = load_samples(settings.data, "heldout", settings.seed)
     cached = observed(settings, samples, "heldout")
-    objective = Objective(opened.family, cached.samples, settings.search.batch_size, settings.seed)
+    objective = Objective(opened.modules, cached.samples, settings.search.batch_size, settings.seed)
     latency = study_latency(settings, opened, cached, objective.workload)
-    space = make_space(settings, opened.family, objective.workload, opened.pixels, latency)
+    space = make_space(settings, opened.modules.geometry, objective.workload, opened.normalization, latency)
     configs = contenders(settings, space, tuned)
     answers = {name: _answers(opened, samples, config, name) for name, config in configs.items()}
     rows = _rows(samples, answers, configs, objective)
@@ -136,11 +136,11 @@ def _rows(
 
 def _prefill_seconds(objective: Objective, configs: Mapping[str, PruningConfig | None]) -> dict[str, float]:
     def prefill(config: PruningConfig | None) -> None:
-        with torch.inference_mode(), prune(objective.family.model, config) if config else nullcontext() as pruner:
+        with torch.inference_mode(), prune(objective.modules.model, config) if config else nullcontext() as pruner:
             for batch in objective.batches[:TIMED_BATCHES]:
                 objective.prefill(batch, pruner)
 
-    watch = Stopwatch(objective.family.model.device)
+    watch = Stopwatch(objective.modules.model.device)
     for _ in range(1 + TIMING_REPEATS):
         for name, config in configs.items():
             watch.time(name, partial(prefill, config))

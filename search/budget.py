@@ -82,17 +82,24 @@ def ratio_range(cost: Callable[[float, float], float], target: float) -> tuple[f
     return min(wasteful + 2 * LEAST, high), high
 
 
-def check_reachable(measure: Measure, target: float, cost: Cost) -> None:
+def check_reachable(measure: Measure, target: float, cost: Cost, layer: int = 0) -> None:
     """Refuse a budget below what is left in any case, or above what keeping everything costs.
+
+    Args:
+        measure: of the budget.
+        target: the budget.
+        cost: of a schedule, in that measure.
+        layer: the first that a step may come before.
 
     Raises:
         FlowpruneError: one sentence with what can be met.
     """
-    least, most = (cost([PruningStep(layer=0, keep_ratio=ratio)]) for ratio in (LEAST, 1.0))
+    least, most = (cost([PruningStep(layer=layer, keep_ratio=ratio)]) for ratio in (LEAST, 1.0))
     if target < least:
         raise FlowpruneError(
             f"budget.{measure} is {target:g}, but {least:.4g} is left in any case (a token of each image, newline "
-            f"tokens{'' if measure == 'retention' else ', text'}): ask for at least {_rounded_up(least):g}."
+            f"tokens{'' if measure == 'retention' else ', text'}{f', all before layer {layer}' if layer else ''}): "
+            f"ask for at least {_rounded_up(least):g}."
         )
     if target > most:
         raise FlowpruneError(f"budget.{measure} is {target:g}, but keeping everything costs {most:.4g}: ask for less.")

@@ -1,29 +1,31 @@
 """Calibration samples: what the search must know of each (image, prompt) pair, cached so the vision tower runs once.
 
 One safetensors file a sample, written atomically and memory-mapped, with the layouts in its metadata; workers share
-the folder. Nothing is pickled.
+the folder. It holds the evidence that was asked for, and nothing that grows with the square of the tokens. Nothing is
+pickled.
 """
 
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from multimodal import FlowpruneError
-from multimodal.families import Family
+from multimodal.evidence import VisionEvidence, VisionRequest
+from multimodal.families import Modules
 from multimodal.layout import Layout
-from multimodal.observation import LayerAttention, MeanAttention, VisionObservation
-from multimodal.prompt import Encoded, locate
-from multimodal.vision import Modality, Normalisation, watch_vision
+from multimodal.runtime.prompt import locate
+from multimodal.runtime.watch import Encoded, Modality, Normalization, watch_vision
 
-FORMAT = 3  # of the files; part of a cache's key
+FORMAT = 4  # of the files; part of a cache's key
 TENSORS = ("embeds", "owner", "position_ids", "reference")
 OPTIONAL_TENSORS = ("blocks", "deepstack")
 
@@ -37,7 +39,7 @@ class CalibrationSample:
         owner: which image or video each token belongs to ``[L]``; −1: none.
         position_ids: ``[L]``, or ``[axes, L]``.
         layouts: of its images and videos.
-        vision: what the vision tower showed of their views.
+        evidence: what the vision tower showed of their views, by size of view.
         reference: last prompt token's last hidden state, after the final norm, unpruned ``[C]``, float32.
         blocks: tokens of one block attend to each other both ways ``[L]``, −1: none; None: no token does.
         deepstack: features that are added to the visual tokens after the first layers ``[layers, visual tokens, C]``.
@@ -47,7 +49,7 @@ class CalibrationSample:
     owner: Tensor
     position_ids: Tensor
     layouts: Sequence[Layout]
-    vision: Sequence[VisionObservation]
+    evidence: Sequence[VisionEvidence]
     reference: Tensor
     blocks: Tensor | None = None
     deepstack: Tensor | None = None
@@ -57,8 +59,8 @@ class CalibrationSample:
         """True at visual tokens ``[L]``."""
         return self.owner >= 0
 
-    def places(self, image: int) -> Tensor:
-        """Places of the visual tokens of one of :attr:`layouts` ``[visual tokens]``."""
+    def visual_index(self, image: int) -> Tensor:
+        """Index of the visual tokens of one of :attr:`layouts` ``[visual tokens]``."""
         return (self.owner == image).nonzero()[:, 0]
 
     def save(self, path: Path) -> None:
@@ -69,18 +71,11 @@ class CalibrationSample:
         """
         tensors = {name: getattr(self, name) for name in TENSORS}
         tensors |= {name: t for name in OPTIONAL_TENSORS if (t := getattr(self, name)) is not None}
-        vision = []
-        for number, seen in enumerate(self.vision):
-            assert seen.entropy is not None
-            tensors[f"entropy.{number}"] = seen.entropy
-            for layer, attention in seen.layers.items():
-                assert isinstance(attention, MeanAttention)
-                tensors[f"weights.{number}.{layer}"] = attention.weights
-                tensors[f"column_means.{number}.{layer}"] = attention.column_means
-            vision.append({"views": seen.views, "layers": list(seen.layers), "class_tokens": seen.class_tokens})
+        for number, seen in enumerate(self.evidence):
+            tensors |= {f"evidence.{number}.{name}": tensor for name, tensor in seen.tensors().items()}
         metadata = {
             "layouts": json.dumps([asdict(layout) for layout in self.layouts]),
-            "vision": json.dumps(vision),
+            "evidence": json.dumps([seen.described() for seen in self.evidence]),
         }
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -110,16 +105,14 @@ class CalibrationSample:
         return cls(
             **{name: tensors[name] for name in (*TENSORS, *OPTIONAL_TENSORS) if name in tensors},
             layouts=[_layout(data) for data in json.loads(metadata["layouts"])],
-            vision=[_vision(data, number, tensors) for number, data in enumerate(json.loads(metadata["vision"]))],
+            evidence=[_evidence(data, number, tensors) for number, data in enumerate(json.loads(metadata["evidence"]))],
         )
 
 
-def _vision(data: Mapping[str, Any], number: int, tensors: Mapping[str, Tensor]) -> VisionObservation:
-    layers = {
-        layer: MeanAttention(tensors[f"weights.{number}.{layer}"], tensors[f"column_means.{number}.{layer}"])
-        for layer in data["layers"]
-    }
-    return VisionObservation(tuple(data["views"]), layers, tensors[f"entropy.{number}"], data["class_tokens"])
+def _evidence(described: Mapping[str, Any], number: int, tensors: Mapping[str, Tensor]) -> VisionEvidence:
+    start = f"evidence.{number}."
+    own = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+    return VisionEvidence.restored(described, own)
 
 
 def _layout(data: Mapping[str, Any]) -> Layout:
@@ -135,24 +128,27 @@ def _layout(data: Mapping[str, Any]) -> Layout:
 
 @torch.inference_mode()
 def observe_sample(
-    family: Family, inputs: Mapping[str, Tensor], vision_layers: Sequence[int], normalisation: Normalisation
+    modules: Modules,
+    inputs: Mapping[str, Tensor],
+    requests: Sequence[VisionRequest],
+    normalization: Normalization | None,
 ) -> CalibrationSample:
     """Run the unpruned model on one sample and note what the search needs.
 
     Args:
-        family: of the model.
+        modules: of the model.
         inputs: the processor's output for one sample, with at least one image or video.
-        vision_layers: vision layers that the search may choose.
-        normalisation: mean and standard deviation of the image processor.
+        requests: what the search may ask of the vision tower.
+        normalization: mean and standard deviation of the image processor.
     """
     noted: dict[str, Any] = {}
     encoded: dict[Modality, Encoded] = {}
-    vision: list[VisionObservation] = []
+    evidence: list[VisionEvidence] = []
 
-    def note_encoded(modality: Modality, layouts: list[Layout], seen: list[VisionObservation]) -> None:
-        first = sum(len(each.views) for each in vision)
-        encoded[modality] = (layouts, None)
-        vision.extend(_cached(each, first, family.model.dtype) for each in seen)
+    def note_encoded(modality: Modality, layouts: list[Layout], seen: list[VisionEvidence]) -> None:
+        first = sum(len(layout.views) for each in encoded.values() for layout in each.layouts)
+        encoded[modality] = Encoded(layouts)
+        evidence.extend(each.shifted(first) for each in seen)
 
     def note_inputs(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         embeds, positions = kwargs["inputs_embeds"][0], kwargs.get("position_ids")
@@ -165,29 +161,21 @@ def observe_sample(
         noted["reference"] = output.last_hidden_state[0, -1].float()
 
     handles = [
-        family.text_model.register_forward_pre_hook(note_inputs, with_kwargs=True),
-        family.text_model.register_forward_hook(note_reference),
+        modules.text_model.register_forward_pre_hook(note_inputs, with_kwargs=True),
+        modules.text_model.register_forward_hook(note_reference),
     ]
     try:
-        with watch_vision(family, vision_layers, normalisation, note_encoded):
-            family.base(**inputs, use_cache=False)
+        with watch_vision(modules, requests, normalization, note_encoded):
+            modules.base(**inputs, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    prompt = locate(family, inputs["input_ids"], encoded, family.bidirectional_blocks(inputs))
+    ids, blocks = inputs["input_ids"].cpu().numpy(), modules.geometry.bidirectional_blocks(inputs)
+    prompt = locate(modules.geometry, ids, np.ones(ids.shape, dtype=bool), encoded)
     owner = torch.full((len(noted["embeds"]),), -1)
-    for image, places in enumerate(prompt.places):
-        owner[places] = image
-    blocks = None if prompt.blocks is None else prompt.blocks[0]
-    return CalibrationSample(owner=owner, layouts=prompt.layouts, vision=vision, blocks=blocks, **noted)
-
-
-def _cached(seen: VisionObservation, first: int, dtype: torch.dtype) -> VisionObservation:
-    """The same with mean attentions, its views counted from ``first``."""
-    stored = torch.float32 if dtype == torch.float32 else torch.float16
-    layers = {
-        layer: MeanAttention.of(attention, stored)
-        for layer, attention in seen.layers.items()
-        if isinstance(attention, LayerAttention)
-    }
-    return replace(seen, views=tuple(first + view for view in seen.views), layers=layers)
+    for number, image in enumerate(prompt.images):
+        owner[torch.from_numpy(image.index)] = number
+    layouts = [image.layout for image in prompt.images]
+    return CalibrationSample(
+        owner=owner, layouts=layouts, evidence=evidence, blocks=None if blocks is None else blocks[0], **noted
+    )

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from multimodal import PruningConfig, PruningStep, prune
 from multimodal.costs import Workload
-from multimodal.families import Family
+from multimodal.families import Modules
 from search.budget import LEAST
 from search.calibration import CalibrationSample
 from search.objective import Objective
@@ -63,54 +63,60 @@ def device_name(device: torch.device) -> str:
 
 @torch.inference_mode()
 def measure_latency(
-    family: Family, samples: Sequence[CalibrationSample], probes: Sequence[PruningConfig], workload: Workload
+    modules: Modules, samples: Sequence[CalibrationSample], probes: Sequence[PruningConfig], workload: Workload
 ) -> Latency:
     """Time unpruned prefills of several lengths and pruned ones of a few prompts, interleaved.
 
     Args:
-        family: of the model.
+        modules: of the model.
         samples: calibration samples, a few of which are timed.
         probes: configs such as trials will have.
         workload: the prompts whose lengths count.
     """
-    device = family.text_model.device
+    device = modules.text_model.device
     shortest = workload.tokens_by_layer([PruningStep(layer=0, keep_ratio=LEAST)]).min()
     longest = workload.tokens_by_layer(()).max()
     lengths = np.unique(np.geomspace(shortest, longest, LENGTHS).round().astype(int)).tolist()
-    objective = Objective(family, samples[:PROMPTS], batch_size=1, seed=0)
-    embeds = torch.zeros(1, int(longest), samples[0].embeds.shape[-1], dtype=family.model.dtype, device=device)
+    objective = Objective(modules, samples[:PROMPTS], batch_size=1, seed=0)
+    embeds = torch.zeros(1, int(longest), samples[0].embeds.shape[-1], dtype=modules.model.dtype, device=device)
+    batches = [batch.to(device) for batch in objective.batches]
     watch = Stopwatch(device)
 
     def unpruned(length: int) -> None:
         mask = torch.ones(1, length, dtype=torch.long, device=device)
-        family.text_model(inputs_embeds=embeds[:, :length], attention_mask=mask, use_cache=False)
+        modules.text_model(inputs_embeds=embeds[:, :length], attention_mask=mask, use_cache=False)
 
     for _ in range(1 + REPEATS):
         for length in lengths:
             watch.time(f"{length}", partial(unpruned, length))
         for number, probe in enumerate(probes):
-            with prune(family.model, probe) as pruner:
-                for batch in range(len(objective.batches)):
-                    watch.time(f"{number} {batch}", partial(objective.prefill, objective.batches[batch], pruner))
+            with prune(modules.model, probe) as pruner:
+                for batch, prompt in enumerate(batches):
+                    watch.time(f"{number} {batch}", partial(objective.prefill, prompt, pruner))
     seconds = watch.medians()
     times = np.maximum.accumulate([seconds[f"{length}"] * 1000 for length in lengths]).tolist()
     unfitted = Latency(device=device_name(device), tokens=lengths, milliseconds=times, pruning=0, error=0)
     pairs = [
         (1000 * seconds[f"{number} {batch}"], unfitted.predict(each, probe.schedule))
         for number, probe in enumerate(probes)
-        for batch, each in enumerate(_each_prompt(family, objective))
+        for batch, each in enumerate(_each_prompt(modules, objective))
     ]
     pruning = max(0.0, median(measured - layers for measured, layers in pairs))
     error = median(abs(layers + pruning - measured) / measured for measured, layers in pairs)
     return unfitted.model_copy(update={"pruning": pruning, "error": error})
 
 
-def _each_prompt(family: Family, objective: Objective) -> list[Workload]:
+def _each_prompt(modules: Modules, objective: Objective) -> list[Workload]:
     """The workload of each batch of one."""
     return [
         Workload(
-            family.text_model.config,
-            [(batch.prompt.layouts, batch.embeds.shape[1] - sum(each.visual_tokens for each in batch.prompt.layouts))],
+            modules.text_model.config,
+            [
+                (
+                    [image.layout for image in batch.prompt.images],
+                    batch.embeds.shape[1] - int(batch.prompt.is_visual.sum()),
+                )
+            ],
         )
         for batch in objective.batches
     ]

@@ -9,11 +9,10 @@ import optuna
 
 from multimodal import FlowpruneError, PruningConfig, PruningStep
 from multimodal.config import Budget, Measure
-from multimodal.costs import kept_counts
-from multimodal.layout import Layout
+from multimodal.evidence import VisionRequest, joined
 from multimodal.methods import SearchRange, make_method, method_named
-from multimodal.vision import Normalisation
-from search.budget import Cost, check_reachable, largest_ratio, ratio_range
+from multimodal.runtime.watch import Normalization
+from search.budget import LEAST, Cost, check_reachable, largest_ratio, ratio_range
 
 BUDGET = "budget"  # the parameter that says which of several budgets a trial has
 SHARE = 0.8  # guess for the shares of a schedule: most tokens for the first layers, few after the last step
@@ -32,11 +31,11 @@ class Space:
         measure: of the budget.
         budgets: what may be spent, in that measure; each trial has one of them.
         cost: of a schedule, in that measure, over the calibration prompts.
-        steps: pruning steps; the first is before the language model.
+        steps: pruning steps; the first is before the language model, or, of a method that reads a layer before its
+            step, inside it.
         layers: of the language model.
         positions: the choices.
-        layouts: of the calibration images, each once.
-        pixels: mean and standard deviation of the image processor.
+        normalization: mean and standard deviation of the image processor.
         first_inner_layer: the first that a step inside the language model may come before.
     """
 
@@ -49,18 +48,27 @@ class Space:
     steps: int
     layers: int
     positions: Sequence[str]
-    layouts: Sequence[Layout]
-    pixels: Normalisation
+    normalization: Normalization
     first_inner_layer: int = 1
 
     def __post_init__(self) -> None:
-        most = 1 + self.layers - self.first_inner_layer
+        most = self.layers - self.first_inner_layer + (not self.inside)
         if not 1 <= self.steps <= most:
             raise FlowpruneError(
                 f"search.steps is {self.steps}: choose one of 1 to {most}, as many as the model's layers allow."
             )
         for budget in self.budgets:
-            check_reachable(self.measure, budget, self.cost)
+            check_reachable(self.measure, budget, self.cost, self.earliest)
+
+    @property
+    def inside(self) -> bool:
+        """Whether the first step, too, lies inside the language model."""
+        return method_named(self.method).first_layer > 0
+
+    @property
+    def placed(self) -> range:
+        """Numbers of the steps whose layer is searched."""
+        return range(0 if self.inside else 1, self.steps)
 
     @property
     def parameters(self) -> dict[str, SearchRange]:
@@ -70,7 +78,7 @@ class Space:
     @property
     def places(self) -> int:
         """How many layers the first step inside the language model may come before."""
-        return self.layers - self.first_inner_layer - self.steps + 2
+        return self.layers - self.first_inner_layer - len(self.placed) + 1
 
     @property
     def guesses(self) -> list[dict[str, Any]]:
@@ -78,7 +86,8 @@ class Space:
         choice of positions and at each budget; steps in the middle of where they may lie."""
         choices: dict[str, Sequence[Any]] = {"positions": self.positions}
         choices |= {name: bounds.guesses for name, bounds in self.parameters.items() if bounds.guesses}
-        choices |= {f"place_{step}": [self.places // 2] for step in range(1, self.steps)}
+        # a step that reads the layer before it spends what comes before: it begins early
+        choices |= {f"place_{step}": [self.places // 2 if step else 0] for step in self.placed}
         choices |= {f"share_{step}": [SHARE] for step in range(self.steps - 1)}
         choices[BUDGET] = range(len(self.budgets))
         return [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
@@ -107,21 +116,34 @@ class Space:
             else:
                 values[name] = trial.suggest_float(name, bounds.low, bounds.high, log=bounds.log)
         # whole numbers: between two layers nothing changes, and a sampler need not find that out
-        place = [trial.suggest_int(f"place_{step}", 0, self.places - 1) for step in range(1, self.steps)]
+        place = [trial.suggest_int(f"place_{step}", 0, self.places - 1) for step in self.placed]
         share = [trial.suggest_float(f"share_{step}", 0, 1) for step in range(self.steps - 1)]
         positions = self.positions[0]
         if len(self.positions) > 1:
             positions = trial.suggest_categorical("positions", list(self.positions))
-        layers = self.place_steps([(each + 0.5) / self.places for each in place])
+        layers = self.place_steps([(each + 0.5) / self.places for each in place], budget)
         return self.config(budget, values, layers, share, positions)
 
-    def place_steps(self, places: Sequence[float]) -> list[int]:
-        """Layers of the steps, strictly increasing from 0, from numbers in [0, 1]."""
-        layers = [0]
+    def place_steps(self, places: Sequence[float], budget: float) -> list[int]:
+        """Layers of the steps, strictly increasing, from numbers in [0, 1]: from 0, or the first within the budget."""
+        layers = [] if self.inside else [0]
         for number, place in enumerate(places):
-            first, last = max(layers[-1] + 1, self.first_inner_layer), self.layers - (len(places) - number)
+            first = max(layers[-1] + 1 if layers else 0, self.first_inner_layer)
+            last = self.layers - (len(places) - number)
+            if not layers:
+                last = min(last, self.latest(budget))
             layers.append(first + min(int(place * (last - first + 1)), last - first))
         return layers
+
+    @property
+    def earliest(self) -> int:
+        """The first layer that the first step may come before."""
+        return self.first_inner_layer if self.inside else 0
+
+    def latest(self, budget: float) -> int:
+        """The last layer that the first step may come before: what is kept until then must not spend the budget."""
+        layers = range(self.earliest, self.layers)
+        return max(layer for layer in layers if self.cost(_steps([layer], [LEAST])) <= budget)
 
     def config(
         self, budget: float, values: Mapping[str, Any], layers: Sequence[int], shares: Sequence[float], positions: Any
@@ -131,7 +153,7 @@ class Space:
         Args:
             budget: what it may spend.
             values: method parameters.
-            layers: of the steps, the first 0.
+            layers: of the steps.
             shares: for each step but the last, where in its feasible range of keep ratios it lies, in [0, 1].
             positions: ``compact`` or ``original``.
         """
@@ -149,7 +171,7 @@ class Space:
         Args:
             budget: what it may spend.
             values: method parameters.
-            layers: of the steps, the first 0.
+            layers: of the steps.
             ratios: keep ratios of the steps but the last.
             positions: ``compact`` or ``original``.
         """
@@ -172,15 +194,12 @@ class Space:
     def _config(
         self, budget: float, values: Mapping[str, Any], schedule: list[PruningStep], positions: Any
     ) -> PruningConfig:
-        method = make_method({"name": self.method, **values})
-        for layout in self.layouts:
-            method = method.fitted(layout, kept_counts(layout, schedule)[0] - len(layout.newlines))
         return PruningConfig(
-            method=method,
+            method=make_method({"name": self.method, **values}),
             schedule=schedule,
             positions=positions,
-            image_mean=self.pixels[0],
-            image_std=self.pixels[1],
+            image_mean=self.normalization[0],
+            image_std=self.normalization[1],
             budget=Budget(measure=self.measure, asked=budget, met=self.cost(schedule)),
         )
 
@@ -199,15 +218,19 @@ def flat_parameters(config: PruningConfig) -> dict[str, Any]:
     return flat | {"positions": config.positions}
 
 
-def vision_layers(method: str, fixed: Mapping[str, Any], ranges: Mapping[str, Sequence[float]]) -> list[int]:
-    """Every vision layer that a search over a method may read: one trial configuration for each integer choice."""
-    searched = searched_parameters(method, fixed, ranges)
-    chosen = set(make_method({"name": method, **fixed}).vision_layers)
-    for name, bounds in searched.items():
-        if method_named(method).model_fields[name].annotation is int:
-            for value in range(int(bounds.low), int(bounds.high) + 1):
-                chosen |= set(make_method({"name": method, **fixed, name: value}).vision_layers)
-    return sorted(chosen)
+def vision_requests(
+    method: str, fixed: Mapping[str, Any], ranges: Mapping[str, Sequence[float]]
+) -> list[VisionRequest]:
+    """All that a search over a method may ask of the vision tower, for every value of its parameters."""
+    values: dict[str, Sequence[Any]] = {}
+    for name, bounds in searched_parameters(method, fixed, ranges).items():
+        whole = method_named(method).model_fields[name].annotation is int
+        values[name] = range(int(bounds.low), int(bounds.high) + 1) if whole else (bounds.low, bounds.high)
+    found: list[VisionRequest] = []
+    for chosen in product(*values.values()):
+        made = make_method({"name": method, **fixed, **dict(zip(values, chosen, strict=True))})
+        found = joined([*found, *(request for request in made.evidence if isinstance(request, VisionRequest))])
+    return found
 
 
 def searched_parameters(

@@ -1,13 +1,15 @@
 """Parts that the contract suites share: which families, backends and configs, prompts, ways to run, snapshots."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from oracles import INNER_ONLY, config, text_model
-from tiny_models import CACHE, ENCODES_FIRST, FAMILIES, batch, extended, family, sample
+from tiny_models import BY_TOKEN, CACHE, ENCODES_FIRST, FAMILIES, batch, extended, family, sample
 from tiny_models.family import FIRST_WORD
 from transformers import DynamicCache, PreTrainedModel
 
@@ -112,7 +114,7 @@ def best(logits: torch.Tensor) -> torch.Tensor:
 def refused(model: PreTrainedModel, attention: str, chosen: PruningConfig) -> str | None:
     """Flash attention takes no additive mask: what needs one must be refused, and this is how."""
     message = None
-    if attention == "fake_flash" and chosen.method.biases_attention:
+    if attention == "fake_flash" and chosen.method.merged_weight:
         message = "recycling_weight needs an additive mask"
     elif attention == "fake_flash" and not family(model).flash:
         message = "takes no mask"
@@ -162,3 +164,47 @@ def assert_restored(model: PreTrainedModel, inputs: dict, before: dict, logits: 
     assert snapshot(model) == before
     assert "get_image_features" not in vars(model.model)
     assert torch.equal(model(**inputs).logits, logits)
+
+
+# calls of every kind
+
+KEEPS_ALL, PRUNES = config([(0, 1.0), (2, 1.0)]), config()
+
+
+def called(call: Callable[[], Any]) -> Any:
+    """What the stock model gives; where it fails by itself, there is nothing to be equal to."""
+    try:
+        return call()
+    except Exception as error:
+        pytest.skip(f"the stock model fails: {type(error).__name__}: {str(error)[:60]}")
+
+
+@contextmanager
+def refuses(match: str = "") -> Iterator[None]:
+    """One FlowpruneError, of one sentence on one line."""
+    with pytest.raises(FlowpruneError, match=match) as error:
+        yield
+    sentence = str(error.value)
+    assert sentence.endswith(".") and "\n" not in sentence and not re.search(r"\. [A-Z]", sentence), sentence
+
+
+def right_or_refused(call: Callable[[], torch.Tensor], expected: torch.Tensor) -> None:
+    """The same as the stock model's meaning, or one sentence."""
+    try:
+        found = call()
+    except FlowpruneError as error:
+        assert str(error).endswith(".") and "\n" not in str(error)
+    else:
+        torch.testing.assert_close(found, expected, **EXACT)
+
+
+def padded_on_the_right(samples: list[dict]) -> dict:
+    """Samples side by side, padded on the right."""
+    inputs = batch(samples)
+    padding = (inputs["attention_mask"] == 0).sum(1).tolist()
+    rolled = {
+        key: torch.stack([row.roll(-n) for row, n in zip(inputs[key], padding, strict=True)])
+        for key in BY_TOKEN
+        if key in inputs
+    }
+    return inputs | rolled

@@ -341,3 +341,45 @@ def decoder(
         states = states + layer.self_attn.o_proj(torch.cat(outputs, 1))
         states = states + layer.mlp(layer.post_attention_layernorm(states))
     return text.norm(states)
+
+
+# calls of every kind
+
+
+def run_hidden(
+    model: PreTrainedModel,
+    inputs: dict,
+    kept: Sequence[Sequence[Tensor]],
+    schedule: Sequence[tuple[int, float]] = LAYER_0_AND_INNER,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Logits of the whole sequence and what reaches each layer, unpruned, each pruned token hidden from its layer on.
+
+    Args:
+        model: stock.
+        inputs: of the unpruned batch, padded on any side.
+        kept: for each row and step the kept visual tokens, in the row's own coordinates.
+        schedule: pruning steps.
+    """
+    valid = inputs["attention_mask"].bool()
+    seen = valid.repeat(len(text_layers(model)), 1, 1)
+    for row, steps in enumerate(kept):
+        places = valid[row].nonzero()[:, 0]
+        for (start, _), left in zip(schedule, steps, strict=True):
+            seen[start:, row] &= ~tiny_models.is_visual(inputs)[row]
+            seen[start:, row, places[left]] = True
+
+    def hide(layer: int) -> Any:
+        def enter(_: nn.Module, args: Any, kwargs: dict) -> Any:
+            stock, length = kwargs["attention_mask"], valid.shape[1]
+            causal = torch.ones(length, length, dtype=torch.bool).tril()
+            allowed = causal if stock is None else stock if stock.dtype == torch.bool else stock == 0
+            hidden = ~(allowed & seen[layer, :, None, None])
+            mask = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)
+            return args, kwargs | {"attention_mask": mask}
+
+        return enter
+
+    layers = enumerate(text_layers(model))
+    with hooked([own.register_forward_pre_hook(hide(layer), with_kwargs=True) for layer, own in layers]):
+        output = model(**inputs, use_cache=False, output_hidden_states=True)
+    return output.logits, output.hidden_states

@@ -1,11 +1,15 @@
-"""Model families: one file a family. Every module of this package is imported, so a new file is a new family."""
+"""Model families: one file a family. Every module of this package is imported, so a new file is a new family.
+
+A family is a :class:`Geometry`, what its config alone tells; :class:`Modules` finds the parts of a live model.
+"""
 
 import importlib
 import pkgutil
 
-from multimodal.families.family import Family, check_supported, family_of
+from multimodal.families.geometry import Geometry, Positions, check_supported, geometry_of
+from multimodal.families.modules import Modules, modules_of
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Family", "check_supported", "family_of"]
+__all__ = ["Geometry", "Modules", "Positions", "check_supported", "geometry_of", "modules_of"]

@@ -1,7 +1,5 @@
 """DeepSeek-VL: as LLaVA-1.5, under other names."""
 
-from transformers import PreTrainedModel
-
 from multimodal.families.llava import Llava
 
 
@@ -9,7 +7,4 @@ class DeepseekVL(Llava):
     """``DeepseekVLForConditionalGeneration``."""
 
     model_type = "deepseek_vl"
-
-    @property
-    def vision_tower(self) -> PreTrainedModel:
-        return self.base.vision_model
+    tower_path = "vision_model"

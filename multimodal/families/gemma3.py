@@ -4,23 +4,24 @@ Pan-and-scan crops are images of their own.
 """
 
 from collections.abc import Mapping, Sequence
+from math import isqrt
 from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers.models.gemma3 import modeling_gemma3
 
-from multimodal.families.family import Family
+from multimodal.families.geometry import Geometry
+from multimodal.families.pooling import pack_pooled
+from multimodal.families.versions import WINDOW_CUTS_IMAGES
 from multimodal.layout import Layout
 
 
-class Gemma3(Family):
+class Gemma3(Geometry):
     """``Gemma3ForConditionalGeneration``."""
 
     model_type = "gemma3"
     bidirectional = True
-    # older versions let an image's tokens see each other across the window
-    window_cuts_blocks = hasattr(modeling_gemma3, "create_masks_for_vision_model")
+    window_cuts_blocks = WINDOW_CUTS_IMAGES
 
     def token_inputs(self, input_ids: Tensor) -> dict[str, Tensor]:
         return {"token_type_ids": (input_ids == self.image_token_id).long()}
@@ -33,12 +34,14 @@ class Gemma3(Family):
         return (starts.cumsum(1) - 1).where(is_image, -1)
 
     def layouts(self, inputs: Mapping[str, Any]) -> list[Layout]:
-        projector = self.base.multi_modal_projector
-        side = projector.tokens_per_side
-        layout = Layout(grids=((side, side),), views=(projector.patches_per_image**2,))
-        return [layout] * len(inputs["pixel_values"])
+        side = isqrt(self.config.mm_tokens_per_image)
+        return [Layout(grids=((side, side),), views=(self._side**2,))] * len(inputs["pixel_values"])
 
     def pack(self, views: Sequence[Tensor], layouts: Sequence[Layout]) -> list[Tensor]:
-        projector = self.base.multi_modal_projector
-        side = projector.patches_per_image
-        return [projector.avg_pool(view.T.unflatten(1, (side, side))).flatten(1).T for view in views]
+        # the projector's pooling, which has no function of its own
+        return pack_pooled(views, self._side // isqrt(self.config.mm_tokens_per_image))
+
+    @property
+    def _side(self) -> int:
+        """Patches along an image."""
+        return self.config.vision_config.image_size // self.patch_size

@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from math import isqrt
 from typing import Any
 
-import torch
 from torch import Tensor
+from transformers import InternVLModel
 
-from multimodal.families.family import Family
+from multimodal.families.geometry import Geometry, random_pixels, stand_in
 from multimodal.families.pixel_shuffle import pack_shuffled, square_layout
 from multimodal.layout import Layout
 
 
-class InternVL(Family):
+class InternVL(Geometry):
     """``InternVLForConditionalGeneration``."""
 
     model_type = "internvl"
@@ -25,8 +25,7 @@ class InternVL(Family):
     def random_image(self, size: tuple[int, int] | None = None) -> dict[str, Tensor]:
         height, width = self.config.vision_config.image_size
         tiles = 1 if size is None else 1 + (size[0] // height) * (size[1] // width)  # the whole image is one more
-        pixels = torch.randn(tiles, 3, height, width, dtype=self.model.dtype, device=self.model.device)
-        return {"pixel_values": pixels}
+        return {"pixel_values": random_pixels(tiles, 3, height, width)}
 
     def layouts(self, inputs: Mapping[str, Any]) -> list[Layout]:
         views, _, height, width = inputs["pixel_values"].shape
@@ -37,6 +36,6 @@ class InternVL(Family):
         return pack_shuffled(views, layouts, self._shuffle)
 
     def _shuffle(self, maps: Tensor) -> Tensor:
-        side = isqrt(maps.shape[1])
+        side, shuffle = isqrt(maps.shape[1]), InternVLModel.pixel_shuffle
         grids = maps.unflatten(1, (side, side))
-        return self.base.pixel_shuffle(grids, scale_factor=self.config.downsample_ratio).flatten(1, 2)
+        return shuffle(stand_in(), grids, scale_factor=self.config.downsample_ratio).flatten(1, 2)

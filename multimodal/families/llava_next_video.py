@@ -6,7 +6,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers import LlavaNextVideoModel
+from transformers.models.llava_next_video.modeling_llava_next_video import LlavaNextVideoPooler
 
+from multimodal.families.geometry import stand_in
 from multimodal.families.llava_next import LlavaNext
 from multimodal.layout import Layout
 
@@ -15,13 +18,14 @@ class LlavaNextVideo(LlavaNext):
     """``LlavaNextVideoForConditionalGeneration``."""
 
     model_type = "llava_next_video"
+    packer = LlavaNextVideoModel
     #: newline tokens at a video's end
     video_newlines: ClassVar[int] = 0
 
     def video_layouts(self, inputs: Mapping[str, Any]) -> list[Layout]:
         pixels = inputs["pixel_values_videos"] if "pixel_values_videos" in inputs else inputs["pixel_values"]
         videos, frames = pixels.shape[:2]
-        pooled = self.pool(torch.zeros(1, self.side**2, 1)).shape[1]
+        pooled = self.pool(torch.empty(1, self.side**2, 1, device="meta")).shape[1]
         layout = Layout(
             grids=((isqrt(pooled), isqrt(pooled)),) * frames,
             newlines=tuple(range(frames * pooled, frames * pooled + self.video_newlines)),
@@ -38,5 +42,7 @@ class LlavaNextVideo(LlavaNext):
         return [torch.nn.functional.pad(frames.flatten(0, 1), newlines, value=float("nan")) for frames in tokens]
 
     def pool(self, frames: Tensor) -> Tensor:
-        """The model's own pooling of ``[frames, patches, channels]``."""
-        return self.base.vision_resampler(frames)
+        """The model's own pooling of ``[frames, patches, channels]``; a learned one is taken for an average."""
+        settings = {"spatial_pool_stride": self.config.spatial_pool_stride, "vision_config": self.config.vision_config}
+        mode = "average" if self.config.spatial_pool_mode == "conv" else self.config.spatial_pool_mode
+        return LlavaNextVideoPooler(stand_in(spatial_pool_mode=mode, **settings))(frames)

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+from transformers import LlavaOnevisionModel
 
+from multimodal.families.geometry import integers, stand_in
 from multimodal.families.llava_next_video import LlavaNextVideo
 from multimodal.layout import Layout
 
@@ -13,12 +15,13 @@ class LlavaOnevision(LlavaNextVideo):
     """``LlavaOnevisionForConditionalGeneration``."""
 
     model_type = "llava_onevision"
+    packer = LlavaOnevisionModel
     video_newlines = 1
 
     def layouts(self, inputs: Mapping[str, Any]) -> list[Layout]:
-        sizes = [(int(height), int(width)) for height, width in inputs["image_sizes"]]
+        sizes = [(height, width) for height, width in integers(inputs["image_sizes"])]
         counts = inputs.get("batch_num_images")
-        alone = [True] * len(sizes) if counts is None else [int(n) == 1 for n in counts for _ in range(int(n))]
+        alone = [True] * len(sizes) if counts is None else [n == 1 for n in integers(counts) for _ in range(n)]
         return [self.layout(size, self.tiles(size) if cut else 1) for size, cut in zip(sizes, alone, strict=True)]
 
     @property
@@ -26,4 +29,4 @@ class LlavaOnevision(LlavaNextVideo):
         return {"vision_aspect_ratio": self.config.vision_aspect_ratio}
 
     def pool(self, frames: Tensor) -> Tensor:
-        return self.base.apply_pooling(frames)
+        return self.packer.apply_pooling(stand_in(config=self.config), frames)

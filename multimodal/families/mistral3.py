@@ -4,30 +4,41 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from transformers.models.mistral3.modeling_mistral3 import Mistral3PatchMerger
 
+from multimodal.families.geometry import random_pixels, stand_in
 from multimodal.families.llava import Llava
 from multimodal.layout import Layout
 
 
 class Mistral3(Llava):
-    """``Mistral3ForConditionalGeneration``."""
+    """``Mistral3ForConditionalGeneration``; patches that fill no visual token, at the right or bottom, are left out."""
 
     model_type = "mistral3"
 
-    @property
-    def joined(self) -> int:
-        return self.config.spatial_merge_size
-
     def random_image(self, size: tuple[int, int] | None = None) -> dict[str, Tensor]:
-        unit = self.patch_size * self.joined
+        unit = self.patch_size * self.config.spatial_merge_size
         height, width = (side // unit * unit for side in size or (448, 448))
-        pixels = torch.randn(1, 3, height, width, dtype=self.model.dtype, device=self.model.device)
-        return {"pixel_values": pixels, "image_sizes": torch.tensor([[height, width]], device=pixels.device)}
+        sizes = torch.tensor([[height, width]], device="cpu")
+        return {"pixel_values": random_pixels(1, 3, height, width), "image_sizes": sizes}
+
+    def layout(self, rows: int, columns: int) -> Layout:
+        joined, side = self.config.spatial_merge_size, self.patch_size
+        grid, seen = (rows // joined, columns // joined), (rows * side, columns * side)
+        return Layout(grids=(grid,), views=(rows * columns,), image_size=seen)
+
+    def tower_grid(self, layout: Layout) -> tuple[int, int]:
+        assert layout.image_size is not None
+        height, width = layout.image_size
+        return height // self.patch_size, width // self.patch_size
 
     def pack(self, views: Sequence[Tensor], layouts: Sequence[Layout]) -> list[Tensor]:
-        # the model's own joining ends in a linear layer
-        return [
-            avg_pool2d(view.T.unflatten(1, (layout.grids[0][0] * self.joined, -1)), self.joined).flatten(1).T
-            for view, layout in zip(views, layouts, strict=True)
-        ]
+        joined = self.config.spatial_merge_size
+
+        def average(units: Tensor) -> Tensor:
+            """What stands in for the merger's linear layer ``[tokens, channels · patches of one]``."""
+            return units.unflatten(-1, (-1, joined**2)).mean(-1)
+
+        own = stand_in(patch_size=1, spatial_merge_size=joined, merging_layer=average)  # sizes are in patches
+        tokens = Mistral3PatchMerger.forward(own, torch.cat(list(views)), [self.tower_grid(each) for each in layouts])
+        return list(tokens.split([layout.visual_tokens for layout in layouts]))

@@ -6,11 +6,11 @@ from typing import Any
 from torch import Tensor
 
 from multimodal.errors import FlowpruneError
-from multimodal.families.family import Family
+from multimodal.families.geometry import Geometry
 from multimodal.layout import Layout
 
 
-class PaliGemma(Family):
+class PaliGemma(Geometry):
     """``PaliGemmaForConditionalGeneration``; PaliGemma 2's language model has sliding windows."""
 
     model_type = "paligemma"

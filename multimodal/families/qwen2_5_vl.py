@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from multimodal.families.merged_grids import tower_grids
 from multimodal.families.qwen2_vl import Qwen2VL
+from multimodal.families.versions import window_order
 from multimodal.layout import Layout
 
 
@@ -15,25 +17,21 @@ class Qwen25VL(Qwen2VL):
     model_type = "qwen2_5_vl"
 
     @property
-    def vision_layers(self) -> Sequence[nn.Module]:
-        return [self.base.visual.blocks[number] for number in sorted(self.config.vision_config.fullatt_block_indexes)]
+    def whole_view_layers(self) -> Sequence[int]:
+        return sorted(set(self.config.vision_config.fullatt_block_indexes) & set(range(self.vision_layers)))
 
     def patch_pixels(self, pixels: Tensor, layouts: Sequence[Layout]) -> Tensor:
+        order, _ = self._window_order(layouts)
         units = self.merge_units(super().patch_pixels(pixels, layouts))
-        return units[self._window_order(layouts).to(pixels.device)].flatten(0, 1)
+        return units[order.to(pixels.device, non_blocking=True)].flatten(0, 1)
 
     def pack(self, views: Sequence[Tensor], layouts: Sequence[Layout]) -> list[Tensor]:
+        _, inverse = self._window_order(layouts)
         windowed = torch.cat(super().pack(views, layouts))
-        tokens = windowed[self._window_order(layouts).argsort().to(windowed.device)]
+        tokens = windowed[inverse.to(windowed.device, non_blocking=True)]
         return list(tokens.split([layout.visual_tokens for layout in layouts]))
 
-    def _window_order(self, layouts: Sequence[Layout]) -> Tensor:
-        """Which merge unit the tower reads first, second, … ``[units]``."""
-        vision, tower = self.config.vision_config, self.base.visual
-        side = vision.spatial_merge_size
-        grids = [(len(layout.grids), *(side * length for length in layout.grids[0])) for layout in layouts]
-        if hasattr(tower, "get_window_index"):  # where transformers 5.0 keeps it
-            return tower.get_window_index(torch.tensor(grids))[0]
-        from transformers.vision_utils import get_vision_window_index
-
-        return get_vision_window_index(torch.tensor(grids), side, vision.window_size, vision.patch_size)[0]
+    def _window_order(self, layouts: Sequence[Layout]) -> tuple[Tensor, Tensor]:
+        """Which merge unit the tower reads first, second, … ``[units]``, and the inverse."""
+        grids = tuple(tower_grids(layouts, self.merge_size))
+        return window_order(grids, self.merge_size, self.config.vision_config.window_size, self.patch_size)

@@ -3,9 +3,10 @@
 import importlib
 import pkgutil
 
-from multimodal.methods.method import Method, Reduced, SearchRange, VisualTokens, make_method, method_named
+from multimodal.methods.method import Method, SearchRange, VisualTokens, make_method, method_named
+from multimodal.selection import Selection
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Method", "Reduced", "SearchRange", "VisualTokens", "make_method", "method_named"]
+__all__ = ["Method", "SearchRange", "Selection", "VisualTokens", "make_method", "method_named"]

@@ -1,25 +1,26 @@
-"""The contract between a pruning method and the pruner.
+"""The contract between a pruning method and the runtime.
 
-A method is a pydantic model of its parameters and one rule. It is called by the pruner, never sees the model, and
-knows nothing of counts over layers, gathering, positions, masks or caches. Every tensor has a leading dimension of
-images: images of one layout are handed over together. Higher importance is kept.
+A method is a pydantic model of its parameters, the evidence it declares, and one rule. It never sees the model, and
+knows nothing of counts over layers, gathering, positions, masks or caches. Every tensor has a leading dimension of images:
+images of one layout are handed over together. Higher scores are kept.
 
-Life cycle, once a prefill: :meth:`Method.patch_importance` on what the vision tower showed (the pruner packs its
-result into visual tokens and carries it along), then at every pruning step :meth:`Method.reduce`, which by default
-keeps the ``count`` tokens that :meth:`Method.score` ranks highest. A greedy method overrides :meth:`Method.select`;
-a merging one overrides :meth:`Method.reduce`.
+Life cycle, at every pruning step: :meth:`Method.reduce`, which by default keeps the ``count`` tokens that
+:meth:`Method.score` ranks highest and merges nothing. A greedy method overrides :meth:`Method.select`; one that merges
+overrides :meth:`Method.reduce` with a merging rule (:mod:`multimodal.recycling`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from functools import cached_property
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from multimodal.errors import FlowpruneError, one_sentence
+from multimodal.evidence import Request
 from multimodal.layout import Layout
-from multimodal.observation import VisionObservation
+from multimodal.selection import Selection
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,6 @@ class SearchRange:
     guesses: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True)
 class VisualTokens:
     """The prunable visual tokens still there at one pruning step, in a group of images that share a layout.
 
@@ -47,32 +47,28 @@ class VisualTokens:
         layer: the language-model layer the step comes before; 0 is before the language model.
         layout: the images' layout.
         index: which of the layout's patch tokens are still there ``[images, n]``, sorted.
-        features: their embeddings (layer 0) or hidden states ``[images, n, C]``.
-        importance: their importance map as left by the step before ``[images, n]``; None if the method has none.
+        read_features: makes :attr:`features`.
+        read_evidence: answers a request that the method declared, for these tokens.
     """
 
-    layer: int
-    layout: Layout
-    index: Tensor
-    features: Tensor
-    importance: Tensor | None
+    def __init__(
+        self,
+        layer: int,
+        layout: Layout,
+        index: Tensor,
+        read_features: Callable[[], Tensor],
+        read_evidence: Callable[[Request], Tensor],
+    ) -> None:
+        self.layer = layer
+        self.layout = layout
+        self.index = index
+        self._read_features = read_features
+        self.evidence = read_evidence
 
-
-class Reduced(NamedTuple):
-    """What one pruning step leaves of every image.
-
-    Args:
-        kept: sorted indices into the step's tokens ``[images, count]``.
-        merge: how tokens were merged, ``[images, n, C]`` → ``[images, count, C]``; the pruner applies it to everything
-            they carry. None: not at all.
-        importance: new importance ``[images, count]``; None: that they had.
-        sizes: how many tokens each stands for ``[images, count]``; None: one.
-    """
-
-    kept: Tensor
-    merge: Callable[[Tensor], Tensor] | None = None
-    importance: Tensor | None = None
-    sizes: Tensor | None = None
+    @cached_property
+    def features(self) -> Tensor:
+        """Their embeddings (layer 0) or hidden states ``[images, n, C]``."""
+        return self._read_features()
 
 
 class Method(BaseModel):
@@ -80,25 +76,29 @@ class Method(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)  # JSON holds neither
     registry: ClassVar[dict[str, type["Method"]]] = {}
+    #: first language-model layer that a step may come before: 1 for a method that reads the layer before its step
+    first_layer: ClassVar[int] = 0
 
     name: str
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
-        cls.registry[cls.model_fields["name"].default] = cls
+        name = cls.model_fields["name"].default
+        other = cls.registry.get(name)
+        if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise FlowpruneError(
+                f"There are two methods {name!r}, {other.__module__}.{other.__qualname__} and "
+                f"{cls.__module__}.{cls.__qualname__}: give one another name."
+            )
+        cls.registry[name] = cls
 
     @property
-    def vision_layers(self) -> tuple[int, ...]:
-        """Vision layers whose queries and keys it reads; −1 is the layer that feeds the projector."""
+    def evidence(self) -> Sequence[Request]:
+        """What it looks at."""
         return ()
 
     @property
-    def needs_entropy(self) -> bool:
-        """Whether it reads the entropy of the patches."""
-        return False
-
-    @property
-    def biases_attention(self) -> float:
+    def merged_weight(self) -> float:
         """Weight w: a token that stands for n tokens gets w · log n added to its attention logit."""
         return 0.0
 
@@ -107,28 +107,18 @@ class Method(BaseModel):
         """Whether :meth:`reduce` always leaves exactly ``count`` tokens."""
         return True
 
-    def fitted(self, layout: Layout, count: int) -> "Method":
-        """The nearest parameters with which a step before the language model can leave ``count`` prunable tokens."""
-        return self
-
-    def patch_importance(self, vision: VisionObservation) -> Tensor | None:
-        """The importance map over the patches of some views ``[views, patches]``, or None."""
-        return None
-
     def score(self, tokens: VisualTokens) -> Tensor:
-        """Importance of the tokens still there ``[images, n]``."""
-        if tokens.importance is None:
-            raise NotImplementedError(f"{type(self).__name__} implements neither patch_importance nor score")
-        return tokens.importance
+        """Importance of the tokens still there ``[images, n]``; a method that overrides :meth:`select` needs none."""
+        raise NotImplementedError(f"{type(self).__name__} implements neither score nor select")
 
     def select(self, tokens: VisualTokens, count: int) -> Tensor:
         """Exactly ``count`` sorted indices into the tokens ``[images, count]``; ties go to the earlier token."""
         order = self.score(tokens).argsort(dim=-1, descending=True, stable=True)
         return order[:, :count].sort(dim=-1).values
 
-    def reduce(self, tokens: VisualTokens, count: int) -> Reduced:
+    def reduce(self, tokens: VisualTokens, count: int) -> Selection:
         """Leave ``count`` tokens of each image."""
-        return Reduced(self.select(tokens, count))
+        return Selection(self.select(tokens, count))
 
 
 def method_named(name: object) -> type[Method]:

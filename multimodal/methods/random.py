@@ -19,6 +19,10 @@ class Random(Method):
     seed: int = 0
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 1000 + tokens.layer)
+        generator = torch.Generator("cpu").manual_seed(self.seed * 1000 + tokens.layer)
         images, left = tokens.index.shape
-        return torch.rand(left, generator=generator).to(tokens.features.device).expand(images, left)
+        return (
+            torch.rand(left, generator=generator, dtype=torch.float32, device="cpu")
+            .to(tokens.index.device)
+            .expand(images, left)
+        )

@@ -1,14 +1,15 @@
 """VFlowOpt (ICCV 2025, arXiv 2508.05211): a map of context relevance and entropy, and recycling of what is pruned."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from multimodal.layout import Layout
-from multimodal.methods.method import Method, Reduced, SearchRange, VisualTokens
-from multimodal.observation import VisionObservation
-from multimodal.recycling import recycle_places, smallest_cell
+from multimodal.evidence import ContextRelevance, PatchEntropy, Request
+from multimodal.methods.method import Method, SearchRange, VisualTokens
+from multimodal.recycling import recycle_tokens
+from multimodal.selection import Selection
 
 
 class VFlowOpt(Method):
@@ -19,7 +20,8 @@ class VFlowOpt(Method):
     Args:
         query_threshold: t, in multiples of the mean received attention; tokens above it form the query set.
         entropy_weight: α; negative favours even patches.
-        recycling_cell: side m of a recycling cell, in patches; None switches recycling off.
+        recycling_cell: side m of a recycling cell, in patches; None switches recycling off. Where it makes more cells
+            than tokens to keep, the smallest larger one that does not is used (:func:`multimodal.recycling.cells_of`).
         recycling_weight: w; a recycled token that stands for n tokens gets w · log n added to its attention logit in
             every later layer and decoding step (not in the paper, whose value is 0). Needs an additive mask.
         recycling_count: ``exact`` or ``released`` (see :func:`multimodal.recycling.recycle`).
@@ -35,41 +37,25 @@ class VFlowOpt(Method):
     vision_layer: Annotated[int, Field(le=-1), SearchRange(-3, -1, guesses=(-1,))] = -1
 
     @property
-    def vision_layers(self) -> tuple[int, ...]:
-        return (self.vision_layer,)
+    def evidence(self) -> Sequence[Request]:
+        relevance = ContextRelevance(self.vision_layer, self.query_threshold)
+        return (relevance, PatchEntropy(softmax=True)) if self.entropy_weight else (relevance,)
 
     @property
-    def needs_entropy(self) -> bool:
-        return self.entropy_weight != 0
-
-    @property
-    def biases_attention(self) -> float:
+    def merged_weight(self) -> float:
         return self.recycling_weight if self.recycling_cell is not None else 0.0
 
     @property
     def exact(self) -> bool:
         return self.recycling_cell is None or self.recycling_count == "exact"
 
-    def fitted(self, layout: Layout, count: int) -> "VFlowOpt":
-        if self.recycling_cell is None or self.recycling_count == "released":
-            return self
-        return self.model_copy(update={"recycling_cell": max(self.recycling_cell, smallest_cell(layout.grids, count))})
+    def score(self, tokens: VisualTokens) -> Tensor:
+        relevance, *entropy = (tokens.evidence(request) for request in self.evidence)
+        return relevance + self.entropy_weight * entropy[0] if entropy else relevance
 
-    def patch_importance(self, vision: VisionObservation) -> Tensor:
-        relevance = vision.layers[self.vision_layer].context_relevance(self.query_threshold)[:, vision.class_tokens :]
-        if vision.entropy is None or not self.needs_entropy:
-            return relevance
-        return relevance + self.entropy_weight * vision.entropy.softmax(-1)
-
-    def reduce(self, tokens: VisualTokens, count: int) -> Reduced:
+    def reduce(self, tokens: VisualTokens, count: int) -> Selection:
         if tokens.layer > 0 or self.recycling_cell is None:
             return super().reduce(tokens, count)
-        return Reduced(
-            *recycle_places(
-                self.score(tokens),
-                tokens.layout.cells,
-                count,
-                self.recycling_cell,
-                self.recycling_count,
-            )
+        return recycle_tokens(
+            self.score(tokens), tokens.index, tokens.layout.grids, count, self.recycling_cell, self.recycling_count
         )

@@ -13,9 +13,11 @@ from transformers import Gemma3TextConfig, Qwen2Config
 from transformers.utils import ModelOutput
 
 from multimodal import PruningStep, costs, prune
-from multimodal.families import family_of
+from multimodal.families import geometry_of
 from multimodal.layout import Layout
-from multimodal.prompt import locate
+from multimodal.plan import kept_counts, visual_tokens_by_layer
+from multimodal.runtime.prompt import locate
+from multimodal.runtime.watch import Encoded
 
 QWEN2_7B = Qwen2Config(
     hidden_size=3584,
@@ -45,16 +47,16 @@ def steps(*schedule: tuple[int, float]) -> list[PruningStep]:
     ],
 )
 def test_kept_counts(layout: Layout, schedule: list, counts: list) -> None:
-    assert costs.kept_counts(layout, steps(*schedule)) == counts
+    assert kept_counts(layout, steps(*schedule)) == counts
 
 
 def test_retention_by_hand() -> None:
     schedule = steps((0, 0.5), (2, 0.4))
-    assert costs.visual_tokens_by_layer(TEN, schedule, 4) == [5, 5, 2, 2]
+    assert visual_tokens_by_layer(TEN, schedule, 4) == [5, 5, 2, 2]
     assert costs.retention([TEN], schedule, 4) == (5 + 5 + 2 + 2) / 40
     # 19 → 10 (9.5 goes up) → 4; both images together
     assert costs.retention([TEN, ROWS], schedule, 4) == (14 + 10 + 10 + 4 + 4) / (40 + 4 * 19)
-    assert costs.visual_tokens_by_layer(TEN, steps((3, 0.5)), 4) == [10, 10, 10, 5]
+    assert visual_tokens_by_layer(TEN, steps((3, 0.5)), 4) == [10, 10, 10, 5]
     assert costs.retention([TEN], [], 4) == 1.0
 
 
@@ -84,7 +86,7 @@ def test_retention_equals_a_loop(images: list, schedule: list) -> None:
                 left = min(left, max(math.floor(left * ratios[layer] + 0.5), newlines + 1))
             seen += left
             total += all_tokens
-        assert costs.kept_counts(layout, steps(*schedule))[-1] == left
+        assert kept_counts(layout, steps(*schedule))[-1] == left
     assert costs.retention(layouts, steps(*schedule), 7) == seen / total
 
 
@@ -152,8 +154,9 @@ def test_the_real_cache_is_as_large(name: str, fields: dict) -> None:
     def size(output: ModelOutput) -> int:
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in output[CACHE].layers)
 
-    family = family_of(model)
-    layouts = locate(family, inputs["input_ids"], {"image": (family.layouts(inputs), None)}, None).layouts
+    geometry, ids = geometry_of(model.config), inputs["input_ids"].numpy()
+    found = locate(geometry, ids, ids >= 0, {"image": Encoded(geometry.layouts(inputs))})
+    layouts = [image.layout for image in found.images]  # tiles that touch are one image
     text_tokens = inputs["input_ids"].shape[1] - sum(layout.visual_tokens for layout in layouts)
     estimated = costs.estimate(model.config.text_config, layouts, text_tokens, chosen, element_bytes=4)
     unpruned = costs.estimate(model.config.text_config, layouts, text_tokens, element_bytes=4)

@@ -10,9 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from multimodal import FlowpruneError, prune
-from multimodal.families import Family, check_supported, family_of
+from multimodal.families import Geometry, check_supported, geometry_of, modules_of
 from multimodal.layout import Layout
-from multimodal.prompt import locate
+from multimodal.runtime.prompt import locate
+from multimodal.runtime.watch import Encoded
 
 SIZES = [(40, 60), (64, 64), (30, 90), (32, 32), (90, 30), (20, 100), (33, 47), (64, 32), (1000, 700)]
 
@@ -27,7 +28,7 @@ def inputs_of_every_size(model: PreTrainedModel) -> list[dict]:
 @pytest.mark.parametrize("size", [0, 2])
 def test_layouts_and_packing_equal_the_layout_by_hand(name: str, size: int) -> None:
     model, own = tiny(name), FAMILIES[name]
-    family = family_of(model)
+    family = geometry_of(model.config)
     inputs = sample(model, images=2, size=size, videos=1 if own.video and own.mixes_media else 0)
     by_hand, features = tokens_of(model, inputs), encode(model, inputs)
     pictures = own.pictures(model, inputs)
@@ -43,12 +44,14 @@ def test_layouts_and_packing_equal_the_layout_by_hand(name: str, size: int) -> N
             last = first + sum(len(layout.views) for layout in layouts)
             packed = family.pack(in_tower_order[first:last], layouts)
             assert [len(each) for each in packed] == [layout.visual_tokens for layout in layouts]
-            encoded[kind], first = (layouts, [each[:, 0] for each in packed]), last
+            encoded[kind], first = Encoded(layouts, {"map": [each[:, 0] for each in packed]}), last
     assert first == len(views)
-    prompt = locate(family, inputs["input_ids"], encoded, None)
+    ids = inputs["input_ids"].numpy()
+    prompt = locate(family, ids, np.ones(ids.shape, dtype=bool), encoded)
     assert sum(map(len, features)) == sum(map(len, by_hand)) == int(is_visual(inputs).sum())
     arrays, first = [view.numpy() for view in views], 0
-    for layout, values, tokens in zip(prompt.layouts, prompt.maps, by_hand, strict=True):
+    for image, tokens in zip(prompt.images, by_hand, strict=True):
+        layout, values = image.layout, torch.cat([prompt.evidence["map"][source] for source in image.sources])
         assert layout.visual_tokens == len(tokens)
         assert list(layout.newlines) == [place for place, token in enumerate(tokens) if token is None]
         assert layout.cells.tolist() == [list(place) for place in grid_places(tokens)]
@@ -67,7 +70,7 @@ def test_one_busy_square_is_what_remains(name: str, kind: str) -> None:
     chosen = config([(0, 1e-6), (3, 1e-6)], entropy_weight=10.0)
     generator = torch.Generator().manual_seed(0)
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in (MEAN, STD))
-    patch = family_of(model).patch_size
+    patch = geometry_of(model.config).patch_size
     inputs = sample(model, images=kind != "video", videos=kind == "video", size=2 if kind == "other image" else 0)
     flat = [[torch.full_like(frame, 0.5) for frame in frames] for frames in own.pictures(model, inputs)]
     placeholders, first, before = is_visual(inputs)[0].nonzero()[:, 0].tolist(), 0, 0
@@ -102,7 +105,7 @@ def test_interpolated_maps_keep_their_place(aspect: str) -> None:
     """The packing code shrinks large views: a map's peak must stay where it was, relative to the view."""
     model = build("llava_onevision")
     model.config.vision_aspect_ratio = aspect
-    family = family_of(model)
+    family = geometry_of(model.config)
     side = model.config.vision_config.image_size // model.config.vision_config.patch_size
     shrunk = 0
     for inputs in inputs_of_every_size(model):
@@ -144,7 +147,7 @@ def test_images_of_a_multi_image_prompt_are_one_tile() -> None:
         "image_sizes": torch.tensor([(40, 60), (64, 64), (30, 90)]),
         "batch_num_images": torch.tensor([2, 1]),
     }
-    layouts = family_of(model).layouts(pixels)
+    layouts = geometry_of(model.config).layouts(pixels)
     assert [len(layout.views) for layout in layouts] == [1, 1, 4]
     features = model.model.get_image_features(**pixels).pooler_output
     assert [layout.visual_tokens for layout in layouts] == [len(own) for own in features]
@@ -167,13 +170,14 @@ def test_images_of_a_multi_image_prompt_are_one_tile() -> None:
 @families
 def test_parts(name: str) -> None:
     model = tiny(name)
-    family = family_of(model)
+    family = modules_of(model)
+    geometry = family.geometry
     assert family.text_model is text_model(model)
-    assert len(family.text_layers) == LAYERS
-    assert (family.patch_size, family.image_token_id, family.cache_name) == (4, IMAGE_TOKEN, CACHE)
+    assert len(family.text_layers) == geometry.text_layers == LAYERS
+    assert (geometry.patch_size, geometry.image_token_id, family.cache_name) == (4, IMAGE_TOKEN, CACHE)
     assert FAMILIES[name].vision_attention(model) in set(family.vision_layer(-1).modules())
-    layers = family.vision_layers
-    assert family.vision_layer(-len(layers)) is layers[0] and len(set(layers)) == len(layers)
+    layers = list(geometry.whole_view_layers)
+    assert geometry.vision_layer(-len(layers)) == layers[0] and len(set(layers)) == len(layers)
     with pytest.raises(FlowpruneError, match=f"vision_layer -{len(layers) + 1} does not exist.* −{len(layers)} to −1"):
         family.vision_layer(-len(layers) - 1)
 
@@ -182,7 +186,7 @@ def test_parts(name: str) -> None:
 def test_random_images_are_read(name: str) -> None:
     """What the benchmark stage measures when there is no processor."""
     model = tiny(name)
-    family = family_of(model)
+    family = geometry_of(model.config)
     pixels = family.random_image((64, 64))
     number = sum(layout.visual_tokens for layout in family.layouts(pixels))
     ids = torch.tensor([[9, *[IMAGE_TOKEN] * number, 10]])
@@ -195,7 +199,7 @@ def test_several_feature_layers_count_from_the_deepest() -> None:
     model = build("llava_siglip")
     stack = next(module for module in model.model.vision_tower.modules() if isinstance(module, nn.ModuleList))
     model.config.vision_feature_layer = [-3, 1]  # states 2 and 1 of 0 .. 4
-    assert family_of(model).vision_layer(-1) is stack[1]
+    assert modules_of(model).vision_layer(-1) is stack[1]
 
 
 def test_unsupported_families_are_named() -> None:
@@ -204,10 +208,75 @@ def test_unsupported_families_are_named() -> None:
     )
     message = "type 'qwen2' are not supported: choose one of "
     for refused in (
-        lambda: family_of(model),
+        lambda: modules_of(model),
+        lambda: geometry_of(model.config),
         lambda: prune(model, config()).__enter__(),
         lambda: check_supported("qwen2"),
     ):
         with pytest.raises(FlowpruneError, match=message):
             refused()
-    assert set(Family.registry) >= {"llava", "llava_onevision"}
+    assert set(Geometry.registry) >= {"llava", "llava_onevision"}
+
+
+@pytest.mark.parametrize("size", [(44, 32), (32, 36), (44, 60), (36, 36)], ids=str)
+def test_mistral_leaves_out_patches_that_fill_no_token(size: tuple[int, int]) -> None:
+    """With an odd number of patches a side, the model's joining drops the last row or column."""
+    model = tiny("mistral3")
+    geometry = geometry_of(model.config)
+    pixels = {"pixel_values": torch.randn(1, 3, *size), "image_sizes": torch.tensor([size])}
+    [layout] = geometry.layouts(pixels)
+    [features] = model.model.get_image_features(**pixels).pooler_output
+    assert layout.visual_tokens == len(features)
+    rows, columns = layout.grids[0]
+    patches = torch.arange(layout.views[0], dtype=torch.float).view(size[0] // 4, size[1] // 4)
+    [packed] = geometry.pack([patches.view(-1, 1)], [layout])
+    joined = geometry.joined
+    for row in range(rows):
+        for column in range(columns):
+            own = patches[row * joined : (row + 1) * joined, column * joined : (column + 1) * joined]
+            assert packed[row * columns + column, 0] == own.mean()
+    ids = torch.tensor([[9, *[IMAGE_TOKEN] * layout.visual_tokens, 10]])
+    with prune(model, config()) as pruner:
+        model(**pixels, input_ids=ids)
+    assert pruner.report[0].visual_tokens == layout.visual_tokens
+
+
+def test_a_tower_shallower_than_its_whole_view_layers() -> None:
+    model = build("qwen2_5_vl")
+    settings = model.config.vision_config
+    settings.fullatt_block_indexes = [1, settings.depth - 1, settings.depth + 4]
+    geometry = geometry_of(model.config)
+    assert list(geometry.whole_view_layers) == [1, settings.depth - 1]
+    assert geometry.vision_layer(-1) == settings.depth - 1
+
+
+@families
+def test_geometry_needs_no_device(name: str) -> None:
+    """A tensor that is made without a device would lie on the default one."""
+    model = tiny(name)
+    inputs = sample(model, images=1)
+    geometry = geometry_of(model.config)
+    expected = geometry.layouts(inputs)
+    views = [torch.randn(patches, 2) for layout in expected for patches in layout.views]
+    packed = geometry.pack(views, expected)
+    torch.set_default_device("meta")
+    try:
+        layouts = geometry_of(model.config).layouts(inputs)
+        again = geometry.pack(views, layouts)
+        pixels = geometry.random_image()
+    finally:
+        torch.set_default_device(None)
+    assert layouts == expected
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(packed, again, strict=True))
+    assert all(value.device.type == "cpu" for value in pixels.values())
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name.startswith("llava_") and "next" not in name])
+def test_class_tokens_are_known_by_the_config(name: str) -> None:
+    model = tiny(name)
+    has_one = any(
+        part.endswith(("class_embedding", "cls_token")) for part, _ in model.model.vision_tower.named_parameters()
+    )
+    from multimodal.families.llava import CLASS_TOKEN
+
+    assert (model.config.vision_config.model_type in CLASS_TOKEN) == has_one

@@ -124,8 +124,8 @@ def test_copies_of_a_row_are_pruned_alike(name: str, attention: str, chosen: Pru
 
 @cases
 @pytest.mark.parametrize("guesses", [1, 3])
-def test_rejected_guesses_leave_the_cache(name: str, attention: str, chosen: PruningConfig, guesses: int) -> None:
-    """Some versions leave them in layers that have lost tokens; generate() and its mask tell how many count."""
+def test_rejected_guesses_are_cropped(name: str, attention: str, chosen: PruningConfig, guesses: int) -> None:
+    """Assisted decoding: the first guesses are read along with the prompt."""
     model = tiny(name, attention)
     chosen = fitting(model, chosen)
     if refused(model, attention, chosen) or not rewinds(model):
@@ -134,21 +134,18 @@ def test_rejected_guesses_leave_the_cache(name: str, attention: str, chosen: Pru
     forced = forced_tokens(1, steps=4)
     expected = run_pruned(model, inputs, chosen, forced)[2]
     length = inputs["input_ids"].shape[1]
+    wrong = forced.new_full((1, guesses), 9)
     with prune(model, chosen):
-        for left in (False, True):  # whether rejected guesses are left, the first of them read along with the prompt
-            wrong = forced.new_full((1, guesses), 9)
-            prompt = extended(model, inputs, wrong) if left else inputs
-            output = model(**prompt, **{CACHE: recording_cache(model)})
-            for step in range(0, 4, 2):
-                tokens = torch.cat([forced[:, step : step + 2], wrong], 1)
-                mask = torch.ones(1, length + step + tokens.shape[1], dtype=torch.long)
-                output = model(input_ids=tokens, attention_mask=mask, **{CACHE: output[CACHE]})
-                torch.testing.assert_close(output.logits[:, :2], expected[:, step : step + 2], **EXACT)
-                if not left:
-                    output[CACHE].crop(-guesses)
+        cache = model(**extended(model, inputs, wrong), **{CACHE: recording_cache(model)})[CACHE]
+        for step in range(0, 4, 2):
+            cache.crop(-guesses)
+            tokens = torch.cat([forced[:, step : step + 2], wrong], 1)
+            mask = torch.ones(1, length + step + tokens.shape[1], dtype=torch.long)
+            logits = model(input_ids=tokens, attention_mask=mask, **{CACHE: cache}).logits
+            torch.testing.assert_close(logits[:, :2], expected[:, step : step + 2], **EXACT)
 
 
-def test_a_mask_over_what_is_cached_cuts_nothing() -> None:
+def test_a_cache_counts_the_unpruned_conversation() -> None:
     model = tiny("llava_clip")
     inputs = sample(model, images=1)
     forced = forced_tokens(1)

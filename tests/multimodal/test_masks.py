@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from multimodal.masks import Keys, attention_mask
+from multimodal.runtime.masks import Keys, attention_mask
 
 LOWEST = torch.finfo(torch.float32).min
 ROWS, LENGTH = 3, 24
@@ -43,7 +43,8 @@ def test_attention_mask_equals_a_loop(window: int | None, blocked: bool, cut: bo
     length = keys.index.shape[1]
     for queries in (1, 3, length):
         own = blocks.gather(1, keys.index)[:, -queries:] if blocked else None
-        mask = attention_mask(keys, queries, torch.float32, window, own, cut)
+        places = keys.index[:, -queries:]
+        mask = attention_mask(keys, places, torch.float32, window, own, own, cut)
         assert mask.shape == (ROWS, 1, queries, length)
         for row, query, key in product(range(ROWS), range(queries), range(length)):
             place = length - queries + query
@@ -93,6 +94,8 @@ def test_a_window_reaches_no_further_than_its_cache() -> None:
         second = Keys(second.index + LENGTH, second.valid, padded=True)
         keys = Keys.following([first, second, Keys.contiguous(2 * LENGTH, 1, like=first.index)])
         for window in (2, 5, 11, 20, 30):
-            whole, cached = (attention_mask(k, 1, torch.float32, window) for k in (keys, keys.last(window)))
+            whole, cached = (
+                attention_mask(k, k.index[:, -1:], torch.float32, window) for k in (keys, keys.last(window))
+            )
             assert (whole[..., : -cached.shape[-1]] == LOWEST).all()
             assert torch.equal(whole[..., -cached.shape[-1] :], cached)

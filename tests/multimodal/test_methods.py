@@ -10,31 +10,50 @@ from tiny_models import batch, is_visual, sample
 from torch import Tensor
 
 from multimodal import FlowpruneError, PruningConfig, prune
-from multimodal.costs import kept_counts
-from multimodal.families import family_of
+from multimodal.evidence import Request
+from multimodal.families import geometry_of
 from multimodal.layout import Layout
-from multimodal.methods import Method, Reduced, SearchRange, VisualTokens, method_named
+from multimodal.methods import Method, SearchRange, Selection, VisualTokens, method_named
+from multimodal.plan import kept_counts
 
 LAYOUTS = [
     Layout(grids=((6, 7),)),
     Layout(grids=((4, 4), (6, 9)), newlines=(25, 35, 45, 55, 65, 75)),
     Layout(grids=((1, 13),), newlines=(0,)),
 ]
-SHIPPED = ["random", "uniform", "vflowopt"]
+SHIPPED = ["divprune", "fastv", "random", "uniform", "vflowopt"]
 VARIANTS: list[dict] = [{"name": name} for name in SHIPPED] + [
     {"name": "vflowopt", "recycling_cell": None},
-    {"name": "vflowopt", "recycling_cell": 3.3, "recycling_weight": 0.5},
+    {"name": "vflowopt", "entropy_weight": -0.5, "recycling_cell": 3.3, "recycling_weight": 0.5},
 ]
 
 
 def tokens_of(layout: Layout, layer: int, images: int = 3, left: int | None = None, seed: int = 0) -> VisualTokens:
+    """Random tokens, whose evidence is random, too, whatever is asked."""
     generator = torch.Generator().manual_seed(seed)
     left = left or layout.patch_tokens
     index = torch.stack(
         [torch.randperm(layout.patch_tokens, generator=generator)[:left].sort()[0] for _ in range(images)]
     )
     features = torch.randn(images, left, 4, generator=generator)
-    return VisualTokens(layer, layout, index, features, torch.rand(images, left, generator=generator))
+    answers: dict[Request, Tensor] = {}
+
+    def answer(request: Request) -> Tensor:
+        return answers.setdefault(request, torch.rand(images, left, generator=generator))
+
+    return VisualTokens(layer, layout, index, lambda: features, answer)
+
+
+def alone(tokens: VisualTokens, image: int) -> VisualTokens:
+    """One image of them."""
+    own = slice(image, image + 1)
+    return VisualTokens(
+        tokens.layer,
+        tokens.layout,
+        tokens.index[own],
+        lambda: tokens.features[own],
+        lambda request: tokens.evidence(request)[own],
+    )
 
 
 def test_shipped_methods_are_registered() -> None:
@@ -49,34 +68,28 @@ def test_shipped_methods_are_registered() -> None:
 @pytest.mark.parametrize("layer", [0, 3])
 def test_contract(fields: dict, layout: Layout, layer: int) -> None:
     method = method_named(fields["name"]).model_validate(fields)
+    if layer < method.first_layer:
+        return
     left = layout.patch_tokens if layer == 0 else layout.patch_tokens - 5
     tokens = tokens_of(layout, layer, left=left)
-    before = [part.clone() for part in (tokens.index, tokens.features, tokens.importance)]
+    before = [part.clone() for part in (tokens.index, tokens.features)]
     state = torch.get_rng_state()
-    for count in range(8, left + 1, 3):
-        reduced = method.fitted(layout, count).reduce(tokens, count)
-        assert reduced.kept.shape == (3, count)
-        for row in reduced.kept:
+    for count in range(1, left + 1, 3):
+        selection = method.reduce(tokens, count)
+        assert selection.kept.shape == (3, count)
+        for row in selection.kept:
             assert torch.equal(row, row.unique())  # sorted, none twice
             assert row.min() >= 0 and row.max() < left
-        merged = reduced.merge and reduced.merge(tokens.features)
-        assert merged is None or merged.shape == (3, count, 4)
-        if reduced.sizes is not None:
-            assert torch.equal(reduced.sizes.sum(1), torch.full((3,), float(left)))
+        merged, sizes = selection.apply(tokens.features), selection.sizes()
+        assert merged.shape == (3, count, 4)
+        if sizes is not None:
+            assert torch.equal(sizes.sum(1), torch.full((3,), float(left)))
         for image in range(3):  # an image does not depend on its batch
-            alone = VisualTokens(
-                layer, layout, *(part[image : image + 1] for part in (tokens.index, tokens.features, tokens.importance))
-            )
-            own = method.fitted(layout, count).reduce(alone, count)
-            own_merged = own.merge and own.merge(alone.features)
-            fields = ("kept", "importance", "sizes")
-            pairs = [(own_merged, merged), *((getattr(own, name), getattr(reduced, name)) for name in fields)]
-            for one, many in pairs:
-                assert (one is None) == (many is None)
-                if one is not None:
-                    torch.testing.assert_close(one[0], many[image])
+            own = method.reduce(alone(tokens, image), count)
+            assert torch.equal(own.kept[0], selection.kept[image])
+            torch.testing.assert_close(own.apply(tokens.features[image : image + 1])[0], merged[image])
     assert torch.equal(state, torch.get_rng_state())
-    for part, copy in zip((tokens.index, tokens.features, tokens.importance), before, strict=True):
+    for part, copy in zip((tokens.index, tokens.features), before, strict=True):
         assert torch.equal(part, copy)
 
 
@@ -96,7 +109,7 @@ def test_ties_go_to_the_earlier_token() -> None:
     method = method_named("vflowopt").model_validate({"name": "vflowopt", "recycling_cell": None})
     layout = Layout(grids=((2, 3),))
     importance = torch.tensor([[1.0, 2, 1, 2, 1, 2]])
-    tokens = VisualTokens(0, layout, torch.arange(6)[None], torch.zeros(1, 6, 1), importance)
+    tokens = VisualTokens(0, layout, torch.arange(6)[None], lambda: torch.zeros(1, 6, 1), lambda request: importance)
     assert method.select(tokens, 4).tolist() == [[0, 1, 3, 5]]
 
 
@@ -104,8 +117,16 @@ def test_ties_go_to_the_earlier_token() -> None:
 
 
 def everything(layout: Layout) -> VisualTokens:
-    number = layout.patch_tokens
-    return VisualTokens(0, layout, torch.arange(number)[None], torch.zeros(1, number, 1), None)
+    return of_layout(layout, 0, torch.arange(layout.patch_tokens)[None])
+
+
+def of_layout(layout: Layout, layer: int, index: Tensor) -> VisualTokens:
+    """Tokens of which nothing but their place is known."""
+    return VisualTokens(layer, layout, index, lambda: torch.zeros(*index.shape, 1), unanswered)
+
+
+def unanswered(request: Request) -> Tensor:
+    raise AssertionError(f"{request} was not declared")
 
 
 @pytest.mark.parametrize("side", [4, 8, 16])
@@ -134,7 +155,7 @@ def test_uniform_thins_out_what_is_left() -> None:
     layout = LAYOUTS[1]
     method = method_named("uniform")()
     first = method.select(everything(layout), 40)
-    left = VisualTokens(3, layout, first, torch.zeros(1, 40, 1), None)
+    left = of_layout(layout, 3, first)
     second = first.gather(1, method.select(left, 11))
     assert torch.equal(second, method.select(everything(layout), 11))
 
@@ -198,13 +219,14 @@ class Farthest(Method):
 
 
 class Averaging(Method):
-    """Merging: every kept token becomes the mean of all, at every step."""
+    """Merging: the first token becomes the mean of all, at every step; the others that are kept become zeros."""
 
     name: Literal["test_averaging"] = "test_averaging"
 
-    def reduce(self, tokens: VisualTokens, count: int) -> Reduced:
-        kept = torch.arange(count).expand(len(tokens.index), -1)
-        return Reduced(kept, lambda features: features.mean(1, keepdim=True).expand(-1, count, -1))
+    def reduce(self, tokens: VisualTokens, count: int) -> Selection:
+        images, left = tokens.index.shape
+        kept = torch.arange(count).expand(images, -1)
+        return Selection(kept, torch.zeros(images, left, dtype=torch.long), torch.full((images, left), 1 / left))
 
 
 class Miscounting(Method):
@@ -226,7 +248,7 @@ def test_own_methods_prune_and_round_trip(model_name: str, fields: dict, tmp_pat
     chosen = PruningConfig.from_pretrained(config(**fields).save_pretrained(tmp_path))
     assert chosen.method.model_dump() == fields
     inputs = batch([sample(model, images=2), sample(model, images=1, seed=1)])
-    layouts = family_of(model).layouts(inputs)
+    layouts = geometry_of(model.config).layouts(inputs)
     seen: list[dict] = []
     handles = [
         layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -243,7 +265,7 @@ def test_own_methods_prune_and_round_trip(model_name: str, fields: dict, tmp_pat
     if fields["name"] == "test_corner":
         [entry] = pruner.report[1:]
         padding = (inputs["attention_mask"][1] == 0).sum()
-        places = is_visual(inputs)[1, padding:].nonzero()[:, 0][layouts[2].patch_places]
+        places = is_visual(inputs)[1, padding:].nonzero()[:, 0][layouts[2].patch_index]
         distance = layouts[2].cells[:, 1:].sum(1)
         for kept in entry.kept:
             is_kept = torch.isin(places, kept)
@@ -253,10 +275,11 @@ def test_own_methods_prune_and_round_trip(model_name: str, fields: dict, tmp_pat
             **{key: inputs[key] for key in ("pixel_values", "image_sizes") if key in inputs}
         )
         for row, image in ((0, 0), (1, 2)):
-            expected = features.pooler_output[image][layouts[image].patch_places].mean(0)
-            assert torch.isclose(seen[0][row], expected, atol=1e-5).all(1).sum() == (
-                kept_counts(layouts[image], chosen.schedule)[0] - len(layouts[image].newlines)
-            )
+            expected = features.pooler_output[image][layouts[image].patch_index].mean(0)
+            assert torch.isclose(seen[0][row], expected, atol=1e-5).all(1).sum() == 1
+            assert (seen[0][row] == 0).all(1).sum() >= kept_counts(layouts[image], chosen.schedule)[0] - len(
+                layouts[image].newlines
+            ) - 1
 
 
 def test_a_method_that_miscounts_is_stopped() -> None:
@@ -274,7 +297,7 @@ def test_a_method_without_a_rule_is_stopped() -> None:
 
     model = tiny("llava_clip")
     with (
-        pytest.raises(NotImplementedError, match="Nothing implements neither"),
+        pytest.raises(NotImplementedError, match="Nothing implements neither score nor select"),
         prune(model, config(name="test_nothing")),
     ):
         model(**sample(model))
@@ -289,6 +312,7 @@ def test_what_a_method_sees() -> None:
 
         def score(self, tokens: VisualTokens) -> Tensor:
             seen.append(tokens)
+            assert tokens.features.shape[:2] == tokens.index.shape  # made when it is read
             return super().score(tokens)
 
     model = tiny("llava_onevision")
@@ -299,8 +323,7 @@ def test_what_a_method_sees() -> None:
     assert [tokens.layer for tokens in seen] == [layer for layer, _ in LAYER_0_AND_INNER for _ in range(2)]
     features = model.model.get_image_features(inputs["pixel_values"], inputs["image_sizes"]).pooler_output
     for tokens, image in zip(seen, features, strict=False):  # at layer 0
-        assert torch.equal(tokens.features[0], image[tokens.layout.patch_places])
+        assert torch.equal(tokens.features[0], image[tokens.layout.patch_index])
         assert torch.equal(tokens.index[0], torch.arange(tokens.layout.patch_tokens))
-        assert tokens.importance is None
     for tokens in seen:
         assert torch.equal(tokens.index[0], tokens.index[0].unique())

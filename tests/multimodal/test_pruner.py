@@ -31,9 +31,9 @@ from tiny_models import FAMILIES, LAYERS, batch, extended, is_visual, sample
 from transformers import PreTrainedModel
 
 from multimodal import PruningConfig, prune
-from multimodal.costs import kept_counts
 from multimodal.layout import Layout
 from multimodal.methods import Method
+from multimodal.plan import kept_counts
 
 # (a) pruning equals masking
 

@@ -1,6 +1,7 @@
-"""Published checkpoints by shape: their configs on the meta device, visual tokens and costs against numbers by hand.
+"""Published checkpoints by shape: visual tokens and costs against numbers by hand.
 
-Configs are typed from the checkpoints' ``config.json``; what is left out is transformers' default, which is theirs.
+No model is built. Configs are typed from the checkpoints' ``config.json``; what is left out is transformers' default,
+which is theirs.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,11 +13,11 @@ import torch
 import transformers
 from oracles import config
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from multimodal import costs
-from multimodal.costs import kept_counts
-from multimodal.families import family_of
+from multimodal.families import geometry_of
+from multimodal.plan import kept_counts, make_plan
 
 TEXT_TOKENS = 40
 PRUNED = config([(0, 0.3), (9, 0.5)])
@@ -444,25 +445,49 @@ CHECKPOINTS = {
 }
 
 
-def build(checkpoint: Published) -> PreTrainedModel:
-    name = checkpoint.architecture
-    settings: Callable[..., Any] = getattr(transformers, f"{name}Config")
-    with torch.device("meta"):
-        return getattr(transformers, f"{name}ForConditionalGeneration")(settings(**checkpoint.settings))
+def config_of(checkpoint: Published) -> PretrainedConfig:
+    settings: Callable[..., Any] = getattr(transformers, f"{checkpoint.architecture}Config")
+    return settings(**checkpoint.settings)
+
+
+@pytest.fixture(autouse=True)
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan is arithmetic on a config: no model is built for it, not even without weights."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a model was built")
+
+    monkeypatch.setattr(PreTrainedModel, "__init__", refuse)
 
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS.values(), ids=CHECKPOINTS)
 def test_tokens_and_costs_are_those_by_hand(checkpoint: Published) -> None:
-    family = family_of(build(checkpoint))
+    geometry = geometry_of(config_of(checkpoint))
     is_video = any("video" in key for key in checkpoint.inputs)
-    layouts = (family.video_layouts if is_video else family.layouts)(checkpoint.inputs)
+    layouts = (geometry.video_layouts if is_video else geometry.layouts)(checkpoint.inputs)
     assert [layout.visual_tokens for layout in layouts] == list(checkpoint.tokens)
     views = [torch.zeros(patches, 1) for layout in layouts for patches in layout.views]
-    assert [len(packed) for packed in family.pack(views, layouts)] == list(checkpoint.tokens)
+    assert [len(packed) for packed in geometry.pack(views, layouts)] == list(checkpoint.tokens)
     assert [tuple(kept_counts(layout, PRUNED.schedule)) for layout in layouts] == list(checkpoint.kept)
 
-    text = family.text_model.config
+    text = geometry.text_config
     pruned = costs.estimate(text, layouts, TEXT_TOKENS, PRUNED)
     assert pruned.retention == pytest.approx(checkpoint.retention, abs=1e-6)
     assert (pruned.kv_bytes, pruned.prefill_flops) == (checkpoint.kv_bytes, checkpoint.flops)
     assert costs.estimate(text, layouts, TEXT_TOKENS).kv_bytes == checkpoint.unpruned_kv_bytes
+
+
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS.values(), ids=CHECKPOINTS)
+def test_a_batch_is_planned_from_the_config_alone(checkpoint: Published) -> None:
+    """One prompt with all images of the checkpoint, one with its first, one of text: lengths of every layer."""
+    geometry = geometry_of(config_of(checkpoint))
+    is_video = any("video" in key for key in checkpoint.inputs)
+    layouts = (geometry.video_layouts if is_video else geometry.layouts)(checkpoint.inputs)
+    plan = make_plan([(layouts, 40), (layouts[:1], 12), ([], 7)], PRUNED.schedule, geometry.text_layers)
+    assert plan.starts == (0, 9)
+    (first, second), *_ = zip(*checkpoint.kept, strict=True), None
+    assert plan.lengths(0) == plan.lengths(8) == (40 + sum(first), 12 + first[0], 7)
+    assert plan.lengths(9) == plan.lengths(geometry.text_layers - 1) == (40 + sum(second), 12 + second[0], 7)
+    assert plan.padding(9) == tuple(40 + sum(second) - length for length in plan.lengths(9))
+    assert plan.rows[0].retention == pytest.approx(checkpoint.retention, abs=1e-6)
+    assert plan.rows[2].retention == 1.0 and plan.rows[2].visual_tokens == 0

@@ -10,7 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from multimodal import FlowpruneError
-from multimodal.recycling import Recycled, recycle, recycle_places, smallest_cell
+from multimodal.recycling import Recycled, cells_of, recycle, smallest_cell
+from multimodal.recycling import recycle_tokens as recycle_images
 
 sides = st.integers(1, 9)
 cells = st.one_of(st.floats(1, 12), st.sampled_from([1.0, 1.5, 2.0, 3.0, 4 / 3, 7 / 3]))
@@ -42,10 +43,14 @@ def number_of_cells(places: list, cell: float) -> int:
 
 
 def recycle_tokens(
-    features: torch.Tensor, importance: torch.Tensor, places: torch.Tensor, count: int, cell: float
-) -> Recycled:
-    plan = recycle_places(importance, places, count, cell, "exact")
-    return Recycled(plan.kept, plan.merge(features), plan.importance, plan.sizes)
+    features: torch.Tensor, importance: torch.Tensor, grids: list, count: int, cell: float
+) -> list[Recycled]:
+    """Each of some images."""
+    index = torch.arange(importance.shape[1]).expand_as(importance)
+    step = recycle_images(importance, index, tuple(grids), count, cell)
+    sizes = torch.ones(step.kept.shape) if step.owner is None else step.sizes()
+    parts = step.kept, step.apply(features), importance.gather(1, step.kept), sizes
+    return [Recycled(*each) for each in zip(*parts, strict=True)]
 
 
 def assert_same(result: Recycled, expected: list | None) -> None:
@@ -93,7 +98,7 @@ def test_every_feasible_count_is_met(cell: float) -> None:
     fewest = number_of_cells(places, cell)
     for count in range(1, 43):
         if count < fewest:
-            with pytest.raises(FlowpruneError, match=f"recycling_cell {cell:g} makes {fewest} cells.*raise"):
+            with pytest.raises(FlowpruneError, match=f"cell {cell:g} makes {fewest} cells.*raise"):
                 recycle(features, importance, (6, 7), count / 42, cell)
         else:
             assert len(recycle(features, importance, (6, 7), count / 42, cell).kept) == count
@@ -104,22 +109,48 @@ def test_several_grids_do_not_mix(grids: list, cell: float, kind: str, seed: int
     places = grid_places(*grids)
     count = data.draw(st.integers(number_of_cells(places, cell), len(places)))
     features, importance = tokens(len(places), kind, seed)
-    result = recycle_tokens(features, importance, torch.tensor(places), count, cell)
+    [result] = recycle_tokens(features[None], importance[None], grids, count, cell)
     assert_same(result, oracles.recycle_exactly(features.numpy(), importance.numpy(), places, cell, count))
 
 
 @given(cells, kinds, st.integers(0, 10**6), st.data())
 def test_images_of_a_batch_are_independent(cell: float, kind: str, seed: int, data: st.DataObject) -> None:
     grids = [(4, 5), (3, 6)]
-    places = torch.tensor(grid_places(*grids))
-    count = data.draw(st.integers(number_of_cells(places.tolist(), cell), len(places)))
+    places = grid_places(*grids)
+    count = data.draw(st.integers(number_of_cells(places, cell), len(places)))
     images = [tokens(len(places), kind, seed + image) for image in range(6)]
-    features, importance = (torch.stack(parts).unflatten(0, (2, 3)) for parts in zip(*images, strict=True))
-    together = recycle_tokens(features, importance, places, count, cell)
+    features, importance = (torch.stack(parts) for parts in zip(*images, strict=True))
+    together = recycle_tokens(features, importance, grids, count, cell)
     for image, (own_features, own_importance) in enumerate(images):
-        alone = recycle_tokens(own_features, own_importance, places, count, cell)
-        for many, one in zip(together, alone, strict=True):
-            torch.testing.assert_close(many[image // 3, image % 3], one, atol=1e-6, rtol=1e-6)
+        [alone] = recycle_tokens(own_features[None], own_importance[None], grids, count, cell)
+        for many, one in zip(together[image], alone, strict=True):
+            torch.testing.assert_close(many, one, atol=1e-6, rtol=1e-6)
+
+
+@given(st.lists(st.tuples(sides, sides), min_size=1, max_size=3), cells, st.integers(0, 10**6), st.data())
+def test_any_cell_prunes_any_image_to_any_count(grids: list, cell: float, seed: int, data: st.DataObject) -> None:
+    """Where a side makes too many cells, the smallest larger one that does not is used; if none is, nothing merges."""
+    places = grid_places(*grids)
+    count = data.draw(st.integers(1, len(places)))
+    features, importance = tokens(len(places), "positive", seed)
+    [result] = recycle_tokens(features[None], importance[None], grids, count, cell)
+    assert len(result.kept) == count
+    if count < len(grids) and number_of_cells(places, cell) > count:
+        assert result.kept.tolist() == importance.argsort(descending=True)[:count].sort().values.tolist()
+        assert (result.sizes == 1).all()
+        return
+    used = cell if number_of_cells(places, cell) <= count else smallest_cell(grids, count)
+    assert used >= cell
+    assert_same(result, oracles.recycle_exactly(features.numpy(), importance.numpy(), places, used, count))
+
+
+@given(st.lists(st.tuples(sides, sides), min_size=1, max_size=3), cells)
+def test_cells_by_hand(grids: list, cell: float) -> None:
+    found = cells_of(tuple(grids), cell)
+    blocks = [(grid, int(row / cell), int(column / cell)) for grid, row, column in grid_places(*grids)]
+    assert found.number == len(set(blocks))
+    pairs = set(zip(blocks, found.ids.tolist(), strict=True))
+    assert len(pairs) == found.number and {number for _, number in pairs} == set(range(found.number))
 
 
 def test_a_worked_example() -> None:
@@ -158,5 +189,5 @@ def test_smallest_cell_is_feasible_and_nearly_minimal(grids: list) -> None:
             continue
         assert counted[side] <= count
         assert all(counted[smaller] > count for smaller in sides if smaller < side)
-        result = recycle_places(importance, torch.tensor(places), count, side, "exact")
-        assert len(result.kept) == count
+        index = torch.arange(len(places))[None]
+        assert recycle_images(importance[None], index, tuple(grids), count, side).kept.shape == (1, count)

@@ -55,8 +55,7 @@ def chunks(model: PreTrainedModel, inputs: dict) -> None:
 
 
 def embeddings_only(model: PreTrainedModel, inputs: dict) -> None:
-    embeds = model.get_input_embeddings()(inputs["input_ids"])
-    model(**{key: value for key, value in inputs.items() if key != "input_ids"}, inputs_embeds=embeds)
+    model(inputs_embeds=model.get_input_embeddings()(inputs["input_ids"]))
 
 
 def unseen_encoding(model: PreTrainedModel, inputs: dict) -> None:
@@ -165,15 +164,19 @@ def test_flex_attention_is_refused() -> None:
         settings._attn_implementation = backend
 
 
-def test_cells_that_do_not_fit_are_refused() -> None:
-    model = tiny("llava_clip")
-    inputs = sample(model)
-    logits = stock(model, inputs)
-    before = snapshot(model)
-    too_small = config([(0, 0.5)], recycling_cell=1.0)
-    with pytest.raises(FlowpruneError, match="recycling_cell 1 makes 64 cells"), prune(model, too_small):
-        model(**inputs)
-    assert_restored(model, inputs, before, logits)
+@pytest.mark.parametrize("name", ["llava_clip", "llava_onevision", "qwen2_vl"])
+@pytest.mark.parametrize(("cell", "ratio"), [(1.0, 0.5), (1.3, 0.05), (1.0, 1e-6), (500.0, 0.3)])
+def test_cells_that_do_not_fit_are_the_nearest_that_do(name: str, cell: float, ratio: float) -> None:
+    """What was tuned for one size of image prunes every other, with exact counts."""
+    model = tiny(name)
+    for size in range(4):
+        inputs = sample(model, images=1, size=size)
+        with prune(model, config([(0, ratio)], recycling_cell=cell)) as pruner:
+            model(**inputs)
+        recycled = [len(kept) for kept in pruner.report[0].kept]
+        with prune(model, config([(0, ratio)])) as pruner:
+            model(**inputs)
+        assert recycled == [len(kept) for kept in pruner.report[0].kept]
 
 
 def test_the_report_is_empty_before_a_prompt() -> None:

@@ -39,8 +39,7 @@ SPACE = Space(
     steps=2,
     layers=6,
     positions=["compact", "original"],
-    layouts=WORKLOAD.layouts,
-    pixels=((0.5,) * 3, (0.5,) * 3),
+    normalization=((0.5,) * 3, (0.5,) * 3),
 )
 
 

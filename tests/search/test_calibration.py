@@ -9,19 +9,36 @@ from tiny_models import FAMILIES, sample
 
 import search.calibration
 from multimodal import FlowpruneError
-from multimodal.families import family_of
+from multimodal.evidence import (
+    ContextRelevance,
+    PatchEntropy,
+    ReceivedAttention,
+    VisionFeatures,
+    VisionKeys,
+    VisionRequest,
+)
+from multimodal.families import modules_of
 from search.calibration import OPTIONAL_TENSORS, TENSORS, CalibrationSample, observe_sample
 
+ALL = (
+    ContextRelevance(-1, 0.5),
+    ContextRelevance(-2, 0.05, 50),
+    PatchEntropy(),
+    ReceivedAttention(-1),
+    VisionKeys(-1),
+    VisionFeatures(-2),
+)
 
-def observed(name: str = "llava_clip", layers: tuple[int, ...] = (-2, -1)) -> CalibrationSample:
+
+def observed(name: str = "llava_clip", requests: tuple[VisionRequest, ...] = ALL) -> CalibrationSample:
     model = tiny(name)
-    return observe_sample(family_of(model), sample(model, images=2, size=1), layers, (MEAN, STD))
+    return observe_sample(modules_of(model), sample(model, images=2, size=1), requests, (MEAN, STD))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("layers", [(), (-2, -1)])
-def test_round_trip(name, layers, tmp_path):
-    written = observed(name, layers)
+@pytest.mark.parametrize("requests", [(), ALL], ids=len)
+def test_round_trip(name, requests, tmp_path):
+    written = observed(name, requests)
     path = tmp_path / "folder" / "00000.safetensors"
     written.save(path)
     read = CalibrationSample.load(path)
@@ -30,13 +47,13 @@ def test_round_trip(name, layers, tmp_path):
         assert (before is None) == (after is None)
         assert before is None or (before.dtype == after.dtype and torch.equal(before, after))
     assert read.layouts == list(written.layouts) and hash(read.layouts[0]) == hash(written.layouts[0])
-    for before, after in zip(written.vision, read.vision, strict=True):
-        assert (before.views, before.class_tokens) == (after.views, after.class_tokens)
-        assert torch.equal(before.entropy, after.entropy)
-        assert set(before.layers) == set(after.layers) == set(layers)
-        for layer, seen in before.layers.items():
-            assert torch.equal(seen.weights, after.layers[layer].weights)
-            assert torch.equal(seen.column_means, after.layers[layer].column_means)
+    for before, after in zip(written.evidence, read.evidence, strict=True):
+        assert before.views == after.views
+        assert list(before.stored) == list(after.stored) == list(requests)
+        for request, stored in before.stored.items():
+            assert {name: t.tolist() for name, t in stored.items()} == {
+                name: t.tolist() for name, t in after.stored[request].items()
+            }
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 

@@ -7,7 +7,8 @@ from oracles import MEAN, STD, config, tiny
 from tiny_models import sample
 
 import search.latency
-from multimodal.families import family_of
+from multimodal.evidence import ContextRelevance, PatchEntropy
+from multimodal.families import modules_of
 from search.calibration import CalibrationSample, observe_sample
 from search.latency import Latency, device_name, measure_latency
 from search.objective import Objective
@@ -18,9 +19,10 @@ NAME = "llava_clip"
 
 @cache
 def observed() -> list[CalibrationSample]:
-    family = family_of(tiny(NAME))
+    family = modules_of(tiny(NAME))
+    requests = (ContextRelevance(-2, 1.0), PatchEntropy())
     inputs = [sample(tiny(NAME), images=1 + seed % 2, text=5 + 3 * seed, seed=seed) for seed in range(3)]
-    return [observe_sample(family, each, (-2,), (MEAN, STD)) for each in inputs]
+    return [observe_sample(family, each, requests, (MEAN, STD)) for each in inputs]
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def seconds_by_formula(monkeypatch):
 
     def run(self, function) -> float:
         seen: list[int] = []
-        layers = family_of(tiny(NAME)).text_layers
+        layers = modules_of(tiny(NAME)).text_layers
         hooks = [layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1])) for layer in layers]
         try:
             function()
@@ -47,7 +49,7 @@ def seconds_by_formula(monkeypatch):
 
 def test_it_predicts_what_was_measured(seconds_by_formula, monkeypatch):
     monkeypatch.setattr(search.latency, "REPEATS", 21)
-    family = family_of(tiny(NAME))
+    family = modules_of(tiny(NAME))
     workload = Objective(family, observed(), batch_size=2, seed=0).workload
     probes = [config([(0, 0.6), (2, 0.5)], vision_layer=-2), config([(1, 0.3)], vision_layer=-2)]
     latency = measure_latency(family, observed(), probes, workload)

@@ -9,7 +9,8 @@ from oracles import INNER_ONLY, MEAN, STD, config, hooked, text_model, tiny
 from tiny_models import FAMILIES, sample
 
 from multimodal import PruningConfig, prune
-from multimodal.families import family_of
+from multimodal.evidence import ContextRelevance, PatchEntropy
+from multimodal.families import modules_of
 from search.calibration import CalibrationSample, observe_sample
 from search.objective import Objective
 
@@ -23,6 +24,8 @@ CONFIGS = {
     "released": config(recycling_cell=3.0, recycling_count="released", recycling_weight=0.4, positions="compact"),
     "uniform": config(name="uniform"),
     "random": config(name="random"),
+    "fastv": config(INNER_ONLY, name="fastv"),
+    "divprune": config(name="divprune", positions="compact"),
 }
 MODELS = [("llava_siglip", "eager"), *((name, "sdpa") for name in FAMILIES)]
 models = pytest.mark.parametrize(("name", "attention"), MODELS)
@@ -45,12 +48,13 @@ def inputs_of(name: str, attention: str) -> list[dict]:
 
 @cache
 def observed(name: str, attention: str) -> list[CalibrationSample]:
-    family = family_of(tiny(name, attention))
-    return [observe_sample(family, inputs, (-2, -1), (MEAN, STD)) for inputs in inputs_of(name, attention)]
+    family = modules_of(tiny(name, attention))
+    requests = (ContextRelevance(-2, 0.05, 50), ContextRelevance(-1, 0.05, 50), PatchEntropy())
+    return [observe_sample(family, inputs, requests, (MEAN, STD)) for inputs in inputs_of(name, attention)]
 
 
 def objective(name: str = "llava_clip", attention: str = "sdpa", batch_size: int = 3, seed: int = 0) -> Objective:
-    return Objective(family_of(tiny(name, attention)), observed(name, attention), batch_size, seed)
+    return Objective(modules_of(tiny(name, attention)), observed(name, attention), batch_size, seed)
 
 
 def last_state(model, inputs: dict) -> np.ndarray:
@@ -77,7 +81,7 @@ def slow_discrepancies(name: str, attention: str, chosen: PruningConfig) -> list
         pytest.param(*model, chosen, id=f"{'-'.join(model)}-{config_name}")
         for model in MODELS
         for config_name, chosen in CONFIGS.items()
-        if model[0] in THOROUGH or config_name in ("compact", "weighted")
+        if model[0] in THOROUGH or config_name in ("compact", "weighted", "fastv", "divprune")
     ],
 )
 def test_discrepancy_equals_each_sample_alone_from_pixels(name, attention, chosen):

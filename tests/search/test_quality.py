@@ -42,7 +42,7 @@ def opened() -> tuple[Settings, Space, Objective]:
     model = open_model(settings.model)
     samples = observed(settings, load_samples(settings.data, "calibration", settings.seed), "calibration").samples
     objective = Objective(model.family, samples, settings.search.batch_size, settings.seed)
-    return settings, make_space(settings, model.family, objective.workload, model.pixels), objective
+    return settings, make_space(settings, model.modules.geometry, objective.workload, model.normalization), objective
 
 
 def sampler_of(name: str, seed: int) -> optuna.samplers.BaseSampler:

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from multimodal import FlowpruneError
 from multimodal.costs import Workload
+from multimodal.evidence import ContextRelevance, PatchEntropy, ReceivedAttention, Request
 from multimodal.layout import Layout
 from multimodal.methods import Method, SearchRange
 from multimodal.methods.vflowopt import VFlowOpt
 from search.budget import share_of
-from search.space import Space, flat_parameters, searched_parameters, vision_layers
+from search.space import Space, flat_parameters, searched_parameters, vision_requests
 
 TEXT = {"hidden_size": 12, "intermediate_size": 20, "num_attention_heads": 3}
 PIXELS = ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
@@ -39,8 +40,7 @@ def space(layouts=(GRID,), layers: int = 9, **changes) -> Space:
         "steps": 3,
         "layers": layers,
         "positions": ["compact", "original"],
-        "layouts": workload.layouts,
-        "pixels": PIXELS,
+        "normalization": PIXELS,
     }
     return Space(**(settings | changes))
 
@@ -93,7 +93,7 @@ def test_fixed_parameters_and_ranges_are_respected():
 )
 def test_what_the_method_refuses_is_refused_by_name(where, values, message):
     with pytest.raises(FlowpruneError, match=message):
-        vision_layers("vflowopt", **({"fixed": {}, "ranges": {}} | {where: values}))
+        vision_requests("vflowopt", **({"fixed": {}, "ranges": {}} | {where: values}))
 
 
 def test_an_unknown_method_is_refused_by_name():
@@ -111,52 +111,30 @@ def test_inner_steps_lie_after_the_deepstack():
     for steps in (2, 4, 5):
         of = space(steps=steps, first_inner_layer=5)
         for places in ([0.0] * (steps - 1), [1.0] * (steps - 1), [0.3] * (steps - 1)):
-            layers = of.place_steps(places)
+            layers = of.place_steps(places, 0.25)
             assert layers == sorted(set(layers)) and layers[0] == 0 and min(layers[1:]) >= 5 and max(layers) < 9
     with pytest.raises(FlowpruneError, match=r"search\.steps is 6: choose one of 1 to 5"):
         space(steps=6, first_inner_layer=5)
 
 
-def cells_of(layout: Layout, side: float) -> int:
-    return len({(grid, int(row / side), int(column / side)) for grid, row, column in layout.cells.tolist()})
-
-
-def sides_of(layout: Layout) -> set[float]:
-    """Sides that cut some row or column into equal parts."""
-    return {length / parts for grid in layout.grids for length in grid for parts in range(1, length + 1)}
-
-
-@pytest.mark.parametrize("layouts", [[GRID], [GRID, Layout(((4, 4), (6, 5)), (21, 27, 33, 39, 45, 51))]])
-@pytest.mark.parametrize("retention", [0.2, 0.5])
-def test_recycling_cell_is_raised_only_as_far_as_needed(layouts, retention):
-    raised = 0
-    for trial, config in suggested(space(layouts=layouts, budgets=[retention]), trials=40):
-        cell, asked = config.method.recycling_cell, trial.params["recycling_cell"]
-        ratio = config.schedule[0].keep_ratio
-        counts = [int(ratio * image.visual_tokens + 0.5) - len(image.newlines) for image in layouts]
-        assert all(cells_of(image, cell) <= count for image, count in zip(layouts, counts, strict=True))
-        assert cell >= asked
-        if cell > asked:
-            raised += 1
-            assert any(
-                all(cells_of(image, side) > count for side in sides_of(image) if side < cell)
-                for image, count in zip(layouts, counts, strict=True)
-            )
-    assert 0 < raised < 40
+def test_what_is_searched_is_what_is_tuned():
+    """A cell that is too small for some image is met there, by the nearest; the config keeps what was suggested."""
+    for trial, config in suggested(space(budgets=[0.05]), trials=20):
+        assert config.method.recycling_cell == trial.params["recycling_cell"]
 
 
 @given(st.integers(1, 6), st.integers(0, 20), st.data())
 def test_steps_strictly_increase_and_stay_inside(steps, more, data):
     places = data.draw(st.lists(st.floats(0, 1), min_size=steps - 1, max_size=steps - 1))
-    layers = space(steps=steps, layers=steps + more).place_steps(places)
+    layers = space(steps=steps, layers=steps + more).place_steps(places, 0.25)
     assert layers[0] == 0 and len(layers) == steps and layers[-1] < steps + more
     assert all(before < after for before, after in pairwise(layers))
 
 
 def test_every_layer_can_be_chosen():
     one = space(steps=2, layers=7)
-    assert {one.place_steps([n / 50])[1] for n in range(51)} == set(range(1, 7))
-    assert space(steps=3, layers=3).place_steps([0.9, 0.1]) == [0, 1, 2]
+    assert {one.place_steps([n / 50], 0.25)[1] for n in range(51)} == set(range(1, 7))
+    assert space(steps=3, layers=3).place_steps([0.9, 0.1], 0.25) == [0, 1, 2]
     found = {tuple(step.layer for step in config.schedule) for _, config in suggested(space(steps=3, layers=5), 0, 150)}
     assert found == {(0, *inner) for inner in combinations(range(1, 5), 2)}
 
@@ -170,8 +148,8 @@ class Ramp(Method):
     label: str = "x"
 
     @property
-    def vision_layers(self) -> tuple[int, ...]:
-        return (self.layer,)
+    def evidence(self) -> tuple[Request, ...]:
+        return (ReceivedAttention(self.layer),)
 
 
 def test_a_users_own_method_is_searched_without_other_change():
@@ -182,7 +160,7 @@ def test_a_users_own_method_is_searched_without_other_change():
         assert {type(config.method) for config in configs} == {Ramp}
         assert {config.method.layer for config in configs} == {-4, -3, -2}
         assert all(0 <= config.method.slope <= 1 and config.method.label == "y" for config in configs)
-        assert vision_layers("test_ramp", {}, {}) == [-4, -3, -2]
+        assert vision_requests("test_ramp", {}, {}) == [ReceivedAttention(layer) for layer in (-4, -3, -2)]
     finally:
         Method.registry.pop("test_ramp", None)
 
@@ -190,14 +168,36 @@ def test_a_users_own_method_is_searched_without_other_change():
 @pytest.mark.parametrize(
     ("method", "fixed", "ranges", "expected"),
     [
-        ("vflowopt", {}, {}, [-3, -2, -1]),
-        ("vflowopt", {"vision_layer": -5}, {}, [-5]),
-        ("vflowopt", {}, {"vision_layer": (-2, -1)}, [-2, -1]),
+        ("vflowopt", {}, {}, [*(ContextRelevance(layer, 0.05, 50) for layer in (-3, -2, -1)), PatchEntropy(True)]),
+        ("vflowopt", {"vision_layer": -5}, {}, [ContextRelevance(-5, 0.05, 50), PatchEntropy(True)]),
+        (
+            "vflowopt",
+            {"entropy_weight": 0.0, "query_threshold": 3.0},
+            {"vision_layer": (-2, -1)},
+            [ContextRelevance(-2, 3.0), ContextRelevance(-1, 3.0)],
+        ),
         ("uniform", {}, {}, []),
+        ("fastv", {}, {}, []),
     ],
 )
-def test_vision_layers(method, fixed, ranges, expected):
-    assert vision_layers(method, fixed, ranges) == expected
+def test_what_a_search_asks_of_the_tower(method, fixed, ranges, expected):
+    assert set(vision_requests(method, fixed, ranges)) == set(expected)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("budget", [0.15, 0.25, 0.6])
+def test_a_method_that_reads_the_layer_before_begins_inside(steps, budget):
+    """Every suggestion is feasible: what comes before the first step never spends the budget."""
+    of = space(method="fastv", steps=steps, budgets=[budget])
+    found = suggested(of, 0, 100)
+    for _, config in found:
+        layers = [step.layer for step in config.schedule]
+        assert layers[0] >= 1 and layers == sorted(set(layers))
+        assert config.budget.met <= budget
+    begins = {config.schedule[0].layer for _, config in found}
+    assert begins == set(range(1, 1 + min(of.places, int(9 * budget))))  # after l of 9 layers, l / 9 is spent
+    with pytest.raises(FlowpruneError, match="all before layer 1"):
+        space(method="fastv", steps=1, budgets=[0.1])
 
 
 def test_a_trial_has_one_of_the_budgets_and_its_config_says_which():

@@ -1,22 +1,14 @@
 """Attention masks of layers whose keys are what pruning has left of a longer sequence.
 
-Everything is told in places of the unpruned sequence, so that causal order and sliding windows are those that the
+Everything is told by index in the unpruned sequence, so that causal order and sliding windows are those that the
 unpruned model has.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
-
-
-def sliding_window(text_config: PretrainedConfig, layer: int) -> int | None:
-    """Tokens that a language-model layer sees, the one that looks included; None: all."""
-    types = getattr(text_config, "layer_types", None)
-    slides = types is None or types[layer] == "sliding_attention"
-    return getattr(text_config, "sliding_window", None) if slides else None
 
 
 @dataclass(frozen=True)
@@ -24,7 +16,7 @@ class Keys:
     """What some layers attend to: the tokens in their caches, and those of the present forward.
 
     Args:
-        index: place in the unpruned sequence of each ``[B, K]``; anything where padded.
+        index: in the unpruned sequence, of each ``[B, K]``; anything where padded.
         valid: False where padded ``[B, K]``.
         padded: whether any is.
         bias: added to each key's attention logits ``[B, K]``; None: nothing.
@@ -40,7 +32,7 @@ class Keys:
         """Several stretches of a sequence, one after the other."""
         bias = None
         if any(part.bias is not None for part in parts):
-            zeros = (torch.zeros(part.index.shape, device=part.index.device) for part in parts)
+            zeros = (torch.zeros(k.index.shape, dtype=torch.float32, device=k.index.device) for k in parts)
             bias = torch.cat([z if part.bias is None else part.bias for part, z in zip(parts, zeros, strict=True)], 1)
         return cls(
             torch.cat([part.index for part in parts], 1),
@@ -57,37 +49,50 @@ class Keys:
 
     def last(self, number: int) -> "Keys":
         """The last of them: what a sliding window's cache holds."""
-        if number >= self.index.shape[1]:
-            return self
-        bias = None if self.bias is None else self.bias[:, -number:]
-        return Keys(self.index[:, -number:], self.valid[:, -number:], self.padded, bias)
+        return self if number >= self.index.shape[1] else self.mapped(lambda tensor: tensor[:, -number:])
+
+    def first(self, number: int) -> "Keys":
+        """The first of them."""
+        return self.mapped(lambda tensor: tensor[:, :number])
+
+    def to(self, device: torch.device) -> "Keys":
+        """The same on another device."""
+        return self if self.index.device == device else self.mapped(lambda tensor: tensor.to(device))
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Keys":
+        """The same with every tensor changed."""
+        bias = None if self.bias is None else change(self.bias)
+        return Keys(change(self.index), change(self.valid), self.padded, bias)
 
 
 def attention_mask(
     keys: Keys,
-    queries: int,
+    queries: Tensor,
     dtype: torch.dtype,
     window: int | None = None,
     blocks: Tensor | None = None,
+    query_blocks: Tensor | None = None,
     window_cuts_blocks: bool = False,
 ) -> Tensor:
-    """An additive mask ``[B, 1, queries, K]`` for the last ``queries`` of the keys.
+    """An additive mask ``[B, 1, Q, K]``.
 
     Args:
         keys: of the layer.
-        queries: tokens of the present forward.
+        queries: their index in the unpruned sequence ``[B, Q]``.
         dtype: of the mask.
         window: a query sees keys less than this far back in the unpruned sequence; None: all before it.
-        blocks: of the queries ``[B, queries]``: those of one block see each other both ways; −1: no block.
+        blocks: of the last keys, those of the present forward ``[B, L]``: tokens of one block see each other both ways;
+            −1: no block.
+        query_blocks: of the queries ``[B, Q]``.
         window_cuts_blocks: whether not what is outside the window; else in any case.
     """
-    key, query = keys.index[:, None, :], keys.index[:, -queries:, None]
+    key, query = keys.index[:, None, :], queries[:, :, None]
     seen = key <= query
     if window is not None and not window_cuts_blocks:
         seen &= query - key < window
-    if blocks is not None:
-        together = (blocks[:, :, None] == blocks[:, None, :]) & (blocks[:, :, None] >= 0)
-        seen[..., -queries:] |= together
+    if blocks is not None and query_blocks is not None:
+        together = (query_blocks[:, :, None] == blocks[:, None, :]) & (query_blocks[:, :, None] >= 0)
+        seen[..., -blocks.shape[1] :] |= together
     if window is not None and window_cuts_blocks:
         seen &= query - key < window
     seen &= keys.valid[:, None, :]

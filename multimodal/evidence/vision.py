@@ -1,0 +1,175 @@
+"""Requests that the vision tower answers: attention by statistic and layer, keys, values, features, patch entropy."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from multimodal.errors import FlowpruneError
+from multimodal.evidence.request import Request, Stored, VisionRequest
+from multimodal.evidence.tower import LayerAttention, TowerViews
+from multimodal.importance import (
+    attention_received,
+    context_relevance,
+    grey_entropy,
+    ranked_relevance,
+    relevance_from_table,
+    weighted_attention,
+)
+
+ANSWER = "answer"
+
+
+class _Plain(VisionRequest):
+    """A request whose answer is what is stored."""
+
+    def collect(self, seen: TowerViews) -> Stored:
+        return {ANSWER: self.of(seen)}
+
+    @abstractmethod
+    def of(self, seen: TowerViews) -> Tensor:
+        """The answer by patch, from the tower."""
+
+    def answer(self, stored: Stored, collected: VisionRequest) -> Tensor:
+        return stored[ANSWER]
+
+
+@dataclass(frozen=True)
+class _OfAttention(VisionRequest):
+    """A statistic of one layer's attention.
+
+    Args:
+        layer: of the tower; −1 is the layer that feeds the projector.
+    """
+
+    layer: int
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        return (self.layer,)
+
+
+@dataclass(frozen=True)
+class ContextRelevance(_OfAttention):
+    """:func:`multimodal.importance.context_relevance` of each patch; its threshold may be a range, for a search.
+
+    Args:
+        layer: of the tower.
+        threshold: t, in multiples of the mean received attention.
+        highest: with it, every threshold from ``threshold`` to here can be answered.
+    """
+
+    threshold: float
+    highest: float | None = None
+
+    def covers(self, other: Request) -> bool:
+        if not isinstance(other, ContextRelevance) or other.layer != self.layer or self.highest is None:
+            return self == other
+        highest = other.threshold if other.highest is None else other.highest
+        return self.threshold <= other.threshold and highest <= self.highest
+
+    def joined(self, other: VisionRequest) -> VisionRequest | None:
+        if not isinstance(other, ContextRelevance) or other.layer != self.layer or self == other:
+            return super().joined(other)
+        ends = [end for each in (self, other) for end in (each.threshold, each.highest) if end is not None]
+        return ContextRelevance(self.layer, min(ends), max(ends))
+
+    def collect(self, seen: TowerViews) -> Stored:
+        own = seen.attention[self.layer]
+        if self.highest is None:
+            found = context_relevance(own.queries, own.keys, self.threshold, own.scaling)
+            return {ANSWER: found[:, seen.class_tokens :]}
+        received = attention_received(own.queries, own.keys, own.scaling)
+        table = ranked_relevance(own.queries, own.keys, own.scaling, received, self.threshold)
+        return {"table": table[..., seen.class_tokens :], "received": received}
+
+    def answer(self, stored: Stored, collected: VisionRequest) -> Tensor:
+        if ANSWER in stored:
+            return stored[ANSWER]
+        assert isinstance(collected, ContextRelevance)
+        return relevance_from_table(stored["table"], stored["received"], collected.threshold, self.threshold)
+
+
+@dataclass(frozen=True)
+class ReceivedAttention(_Plain, _OfAttention):
+    """What each patch receives: the column mean of the head-mean attention."""
+
+    def of(self, seen: TowerViews) -> Tensor:
+        own = seen.attention[self.layer]
+        return attention_received(own.queries, own.keys, own.scaling)[:, seen.class_tokens :]
+
+
+@dataclass(frozen=True)
+class ClassAttention(_Plain, _OfAttention):
+    """What the class token looks at: its row of the head-mean attention."""
+
+    def of(self, seen: TowerViews) -> Tensor:
+        if not seen.class_tokens:
+            raise FlowpruneError("This vision tower has no class token: choose a method that needs none.")
+        own = seen.attention[self.layer]
+        ones = own.queries.new_ones(len(own.queries), 1)
+        return weighted_attention(own.queries[..., :1, :], own.keys, own.scaling, ones)[:, seen.class_tokens :]
+
+
+@dataclass(frozen=True)
+class VisionKeys(_Plain, _OfAttention):
+    """Keys of each patch, all heads side by side ``C = heads · d``."""
+
+    def of(self, seen: TowerViews) -> Tensor:
+        return _side_by_side(seen.attention[self.layer], "keys", seen.class_tokens)
+
+
+@dataclass(frozen=True)
+class VisionValues(_Plain, _OfAttention):
+    """Values of each patch, all heads side by side ``C = heads · d``."""
+
+    def of(self, seen: TowerViews) -> Tensor:
+        return _side_by_side(seen.attention[self.layer], "values", seen.class_tokens)
+
+
+@dataclass(frozen=True)
+class VisionFeatures(_Plain):
+    """Output of one layer at each patch, before the projector.
+
+    Args:
+        layer: of the tower; −1 is the layer that feeds the projector.
+    """
+
+    layer: int
+
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        return (self.layer,)
+
+    def of(self, seen: TowerViews) -> Tensor:
+        return seen.features[self.layer][:, seen.class_tokens :]
+
+
+@dataclass(frozen=True)
+class PatchEntropy(_Plain):
+    """:func:`multimodal.importance.patch_entropy` of each patch, in bits.
+
+    Args:
+        softmax: its softmax over the patches of a view instead.
+    """
+
+    softmax: bool = False
+
+    @property
+    def reads_pixels(self) -> bool:
+        return True
+
+    def covers(self, other: Request) -> bool:
+        return isinstance(other, PatchEntropy) and (not self.softmax or other.softmax)
+
+    def of(self, seen: TowerViews) -> Tensor:
+        assert seen.pixels is not None
+        return grey_entropy(seen.pixels)
+
+    def answer(self, stored: Stored, collected: VisionRequest) -> Tensor:
+        return stored[ANSWER].softmax(-1) if self.softmax else stored[ANSWER]
+
+
+def _side_by_side(attention: LayerAttention, name: str, class_tokens: int) -> Tensor:
+    own: Tensor = getattr(attention, name)
+    return own[:, :, class_tokens:].transpose(1, 2).flatten(2)

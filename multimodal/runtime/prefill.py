@@ -1,0 +1,419 @@
+"""One pruned prefill: a selection at every step, applied to the sequence and to whatever its tokens carry."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from multimodal.config import PruningConfig
+from multimodal.errors import FlowpruneError
+from multimodal.evidence import LanguageAttention, Request, TextEmbeddings, VisionRequest
+from multimodal.families import Geometry
+from multimodal.importance import chosen_attention
+from multimodal.layout import Layout
+from multimodal.methods import Selection, VisualTokens
+from multimodal.plan import Plan, kept_count
+from multimodal.runtime.ledger import Ledger
+from multimodal.runtime.masks import Keys, attention_mask
+from multimodal.runtime.prompt import Prompt
+from multimodal.runtime.reading import Reading
+from multimodal.runtime.segment import Segment, gather_positions, gather_tokens
+
+
+@dataclass(frozen=True)
+class Group:
+    """The prunable tokens, still there, of images that share a layout.
+
+    Args:
+        layout: the images'.
+        images: which of the prompt's.
+        rows: their batch rows ``[images]``.
+        table: index in the unpruned prompt of each of the layout's patch tokens ``[images, patch tokens]``.
+        index: which of the layout's patch tokens are left ``[images, n]``.
+        sizes: how many tokens each of them stands for ``[images, n]``, float32; None: one.
+    """
+
+    layout: Layout
+    images: tuple[int, ...]
+    rows: Tensor
+    table: Tensor
+    index: Tensor
+    sizes: Tensor | None = None
+
+    @property
+    def in_prompt(self) -> Tensor:
+        """Index in the unpruned prompt of the tokens left ``[images, n]``."""
+        return self.table.gather(1, self.index)
+
+    def to(self, device: torch.device) -> "Group":
+        """The same on another device."""
+        rows, table, index = (tensor.to(device) for tensor in (self.rows, self.table, self.index))
+        sizes = None if self.sizes is None else self.sizes.to(device)
+        return replace(self, rows=rows, table=table, index=index, sizes=sizes)
+
+    def after(self, selection: Selection) -> "Group":
+        """What a selection leaves."""
+        index, sizes = self.index.gather(1, selection.kept), self.sizes
+        if selection.owner is not None:
+            sizes = selection.sizes(sizes)
+        elif sizes is not None:
+            sizes = sizes.gather(1, selection.kept)
+        return replace(self, index=index, sizes=sizes)
+
+
+class Prefill(Reading):
+    """The state of one prefill.
+
+    Args:
+        geometry: of the model.
+        text_config: of the language model that runs.
+        config: how to prune.
+        prompt: what is read.
+        past: what the cache holds of the conversation before; None: nothing.
+        device: of the embeddings.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        text_config: PretrainedConfig,
+        config: PruningConfig,
+        prompt: Prompt,
+        past: Ledger | None,
+        device: torch.device,
+    ) -> None:
+        valid = torch.from_numpy(prompt.valid).to(device)
+        super().__init__(geometry, text_config, past, valid, len(valid), valid.shape[1], device)
+        self.config = config
+        self.prompt = prompt
+        self.plan: Plan = prompt.plan(config.schedule, text_config.num_hidden_layers)
+        self.segments: dict[int, Segment] = {0: Segment.unpruned(valid, tuple(prompt.valid.sum(1).tolist()))}
+        self.shift: Tensor | None = None if past is None else past.shift
+        self._steps = {step.layer: number for number, step in enumerate(config.schedule)}
+        self._groups = self._grouped(device)
+        self._stays = self._never_pruned()
+        self._attention: dict[str, Tensor] = {}  # of the layer that ran last, by which rows were asked
+        self._embeds: Tensor | None = None
+        self._following: Tensor  # position ids after the prompt
+
+    # the prompt on the device
+
+    def _grouped(self, device: torch.device) -> list[Group]:
+        members = defaultdict(list)
+        for number, image in enumerate(self.prompt.images):
+            # images may come to differ in count where a method's counts are not exact
+            members[image.layout if self.config.method.exact else (image.layout, number)].append(number)
+        groups = []
+        for numbers in members.values():
+            images = [self.prompt.images[number] for number in numbers]
+            layout = images[0].layout
+            patches = np.delete(np.arange(layout.visual_tokens), layout.newlines)
+            table = torch.from_numpy(np.stack([image.index[patches] for image in images])).to(device)
+            rows = torch.tensor([image.row for image in images], device=device)
+            index = torch.arange(layout.patch_tokens, device=device).expand(len(images), -1)
+            groups.append(Group(layout, tuple(numbers), rows, table, index))
+        return groups
+
+    def _never_pruned(self) -> Tensor:
+        """Index of each row's text and newline tokens ``[B, most of them]``, −1 pads."""
+        stays = self.prompt.valid & ~self.prompt.is_visual
+        for image in self.prompt.images:
+            stays[image.row, image.index[list(image.layout.newlines)]] = True
+        return _padded_rows(stays).to(self._device)
+
+    # before the language model
+
+    def begin(
+        self, embeds: Tensor, position_ids: Tensor | None, deepstack: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """Take the step before the language model.
+
+        Args:
+            embeds: input embeddings ``[B, L, C]``, visual features merged in.
+            position_ids: in the unpruned conversation ``[B or 1, L]``, or ``[axes, B or 1, L]``; None: they count.
+            deepstack: visual features that are added again after the first layers, each ``[visual tokens, C]``.
+
+        Returns:
+            What the first layer is to see: embeddings ``[B, L', C]``, position ids, deepstack features.
+        """
+        if any(isinstance(request, TextEmbeddings) for request in self.config.method.evidence):
+            self._embeds = embeds
+        if 0 in self._steps:
+            carried = [embeds, *(self._spread(level, embeds) for level in deepstack)]
+            embeds, *levels = self._step(0, carried)
+            deepstack = [level.flatten(0, 1)[self._visual_first] for level in levels]
+        return embeds, self._positions(position_ids), list(deepstack)
+
+    def _spread(self, level: Tensor, embeds: Tensor) -> Tensor:
+        """Features of visual tokens as ones of all tokens ``[visual tokens, C]`` → ``[B, L, C]``."""
+        flat = torch.from_numpy(np.flatnonzero(self.prompt.is_visual)).to(level.device)
+        spread = level.new_zeros(embeds.shape[0] * embeds.shape[1], level.shape[-1])
+        return spread.index_copy(0, flat, level).unflatten(0, embeds.shape[:2])
+
+    @property
+    def visual_left(self) -> Tensor:
+        """True at the visual tokens that the first layer sees ``[B, L']``."""
+        segment = self.segments[0]
+        is_visual = torch.from_numpy(self.prompt.is_visual).to(segment.index.device)
+        return is_visual.gather(1, segment.gatherable) & segment.valid
+
+    @property
+    def _visual_first(self) -> Tensor:
+        """Where, in the flattened batch that the first layer sees, its visual tokens are ``[visual tokens left]``."""
+        left = self.visual_left.flatten()
+        number = sum(len(group.images) * (group.index.shape[1] + len(group.layout.newlines)) for group in self._groups)
+        return left.to(torch.int8).argsort(descending=True, stable=True)[:number]
+
+    def _positions(self, position_ids: Tensor | None) -> Tensor | None:
+        """Position ids of the tokens that the first layer sees, and the shift that later ones must follow."""
+        segment, given = self.segments[0], position_ids is not None
+        if position_ids is None:
+            first = self.geometry.first_position + self.before
+            position_ids = torch.arange(first, first + self._queries, device=self._device).unsqueeze(0)
+        self._following = _following(position_ids.expand(*position_ids.shape[:-2], self._batch, -1))
+        if not given and not segment.cut and self.shift is None:
+            return None
+        if segment.cut and self.config.positions == "compact":
+            return self._compact(position_ids, segment)
+        if segment.cut:
+            position_ids = gather_positions(position_ids, segment.gatherable)
+        return position_ids if self.shift is None else position_ids - self.shift
+
+    def _compact(self, position_ids: Tensor, segment: Segment) -> Tensor:
+        """Numbers without gaps, from where the conversation before ends; the shift grows by what is left out."""
+        position_ids = position_ids.expand(self._batch, -1)
+        first: Tensor | int = self.geometry.first_position
+        if self.past is not None:
+            least = position_ids.masked_fill(~self.prompt_valid, torch.iinfo(position_ids.dtype).max).amin(1, True)
+            first = least if self.shift is None else least - self.shift
+        lengths = torch.tensor(segment.lengths, device=self._device).unsqueeze(1)
+        width = segment.index.shape[1]
+        numbers = torch.arange(width, device=self._device) - (width - lengths)
+        last = position_ids.masked_fill(~self.prompt_valid, -1).amax(1, True)
+        self.shift = last + 1 - (first + lengths)
+        return numbers.clamp(min=0) + first
+
+    @property
+    def prompt_valid(self) -> Tensor:
+        """Padding mask of the unpruned prompt ``[B, L]``."""
+        assert self._valid is not None
+        return self._valid
+
+    # one step
+
+    def _step(self, layer: int, carried: Sequence[Tensor]) -> list[Tensor]:
+        """Select, merge and gather; what the tokens that are left carry, ``[B, L', C]`` of ``[B, L, C]`` each."""
+        before, hidden = self.segment_of(layer).to(carried[0].device), carried[0]
+        self._groups = [group.to(hidden.device) for group in self._groups]
+        chosen = [self._select(layer, group, before, hidden) for group in self._groups]
+        after = [group.after(selection) for group, selection in zip(self._groups, chosen, strict=True)]
+        lengths, kept = list(before.lengths), [group.in_prompt for group in after]
+        for group, old in zip(after, self._groups, strict=True):
+            for image in group.images:
+                lengths[self.prompt.images[image].row] -= old.index.shape[1] - group.index.shape[1]
+        index = torch.cat([self._stays.to(hidden.device), self._by_row(after, kept)], 1)
+        segment, gather = before.next(index, tuple(lengths), before.bias)
+        left = [gather_tokens(states, gather) for states in carried]
+        weight, bias = self.config.method.merged_weight, segment.bias
+        for group, old, selection, own in zip(after, self._groups, chosen, kept, strict=True):
+            if selection.owner is None:
+                continue
+            rows = group.rows.unsqueeze(1)
+            target = rows, segment.slots(own, group.rows)
+            source = rows, before.slots(old.in_prompt, group.rows)
+            for number, states in enumerate(carried):
+                left[number] = left[number].index_put(target, selection.apply(states[source]))
+            if weight > 0 and group.sizes is not None:
+                bias = torch.zeros_like(segment.index, dtype=torch.float32) if bias is None else bias
+                bias = bias.index_put(target, weight * group.sizes.log())
+        self.segments[layer] = replace(segment, bias=bias)
+        self._groups = after
+        return left
+
+    def _select(self, layer: int, group: Group, segment: Segment, hidden: Tensor) -> Selection:
+        method, newlines = self.config.method, len(group.layout.newlines)
+        ratio = self.config.schedule[self._steps[layer]].keep_ratio
+        count = kept_count(group.layout, ratio, group.index.shape[1] + newlines) - newlines
+
+        def features() -> Tensor:
+            return hidden[group.rows.unsqueeze(1), segment.slots(group.in_prompt, group.rows)]
+
+        answer = partial(self._answer, layer, group, segment)
+        selection = method.reduce(VisualTokens(layer, group.layout, group.index, features, answer), count)
+        if method.exact and selection.kept.shape[1] != count:
+            raise FlowpruneError(f"{method.name} left {selection.kept.shape[1]} tokens: it must leave exactly {count}.")
+        return selection
+
+    def _by_row(self, groups: Sequence[Group], kept: Sequence[Tensor]) -> Tensor:
+        """Tokens of images as ones of rows ``[B, most of a row]``, −1 pads."""
+        [first, *others] = groups
+        if not others and [self.prompt.images[image].row for image in first.images] == list(range(self._batch)):
+            return kept[0]
+        counts, columns = [0] * self._batch, []
+        for group in groups:
+            for image in group.images:
+                row = self.prompt.images[image].row
+                columns.append((row, counts[row], group.index.shape[1]))
+                counts[row] += group.index.shape[1]
+        flat = np.concatenate([row * max(counts) + start + np.arange(number) for row, start, number in columns])
+        index = torch.full((self._batch * max(counts),), -1, device=kept[0].device)
+        index[torch.from_numpy(flat).to(index.device)] = torch.cat([own.flatten() for own in kept])
+        return index.view(self._batch, -1)
+
+    # evidence
+
+    def _answer(self, layer: int, group: Group, segment: Segment, request: Request) -> Tensor:
+        """The answer to a method's request, for the tokens of a group."""
+        if isinstance(request, VisionRequest):
+            whole = self.memoised(("evidence", request, group.images), lambda: self._of_patches(request, group))
+            index = group.index if whole.ndim == 2 else group.index.unsqueeze(-1).expand(-1, -1, whole.shape[-1])
+            return whole.gather(1, index)
+        if isinstance(request, LanguageAttention):
+            if request.rows not in self._attention:
+                raise FlowpruneError(
+                    f"{self.config.method.name} reads the attention of the layer before its step, but nothing was seen "
+                    "there: choose the attention implementation before prune()."
+                )
+            seen = self._attention[request.rows].to(group.index.device)[group.rows]
+            slots = segment.slots(group.in_prompt, group.rows)
+            if request.rows == "last":
+                return seen[:, 0].gather(1, slots)
+            return seen.gather(2, slots.unsqueeze(1).expand(-1, seen.shape[1], -1))
+        if isinstance(request, TextEmbeddings):
+            assert self._embeds is not None
+            text = self._text_index
+            own = gather_tokens(self._embeds, text.clamp(min=0)).masked_fill((text < 0).unsqueeze(-1), 0)
+            return own.to(group.index.device)[group.rows]
+        raise FlowpruneError(f"{self.config.method.name} asks for {request!r}, which nothing answers.")
+
+    def _of_patches(self, request: VisionRequest, group: Group) -> Tensor:
+        """``[images, patch tokens]`` or ``[images, patch tokens, C]``."""
+        answers = self.prompt.evidence[request]
+        own = [[answers[source] for source in self.prompt.images[image].sources] for image in group.images]
+        whole = torch.stack([torch.cat(parts) for parts in own]).to(group.index.device)
+        if not group.layout.newlines:
+            return whole
+        return whole.index_select(1, group.layout.patch_index.to(whole.device))
+
+    @property
+    def _text_index(self) -> Tensor:
+        """Index of each row's text tokens ``[B, most of them]``, −1 pads."""
+        return _padded_rows(self.prompt.valid & ~self.prompt.is_visual).to(self._device)
+
+    def see_attention(
+        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softcap: float | None
+    ) -> None:
+        """Keep the rows that the next step reads ``[B, rows, L]`` of a layer's attention."""
+        segment = self.segment_of(layer)
+        self._attention = {}
+        for request in self.config.method.evidence:
+            if isinstance(request, LanguageAttention):
+                self._attention[request.rows] = self._rows_seen(
+                    request, layer, segment, queries, keys, scaling, softcap
+                )
+
+    def _rows_seen(
+        self,
+        request: LanguageAttention,
+        layer: int,
+        segment: Segment,
+        queries: Tensor,
+        keys: Tensor,
+        scaling: float,
+        softcap: float | None,
+    ) -> Tensor:
+        index = self._text_index if request.rows == "text" else self._last_index
+        segment = segment.to(queries.device)
+        index = index.to(queries.device)
+        slots = segment.slots(index.clamp(min=0))
+        chosen = queries.gather(2, slots[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[3]))
+        own, window, blocks = self.keys(layer), self.window(layer), self.blocks(layer)
+        own = own.to(queries.device).last(keys.shape[2])
+        mask = attention_mask(
+            own,
+            index + self.before,
+            torch.float32,
+            window,
+            blocks,
+            None if blocks is None else blocks.gather(1, slots),
+            self.geometry.window_cuts_blocks,
+        )
+        with torch.no_grad():
+            seen = chosen_attention(chosen, keys, scaling, mask, softcap)[..., -segment.index.shape[1] :]
+        return seen.masked_fill((index < 0).unsqueeze(-1), 0)
+
+    @property
+    def _last_index(self) -> Tensor:
+        """Index of each row's last token ``[B, 1]``."""
+        length = self.prompt.valid.shape[1]
+        last = length - 1 - self.prompt.valid[:, ::-1].argmax(1)
+        return torch.from_numpy(last).unsqueeze(1)
+
+    # what layers are given
+
+    def start_of(self, layer: int) -> int:
+        starts = {*self.segments, *(self.past.keys if self.past is not None else ())}
+        return max(start for start in starts if start <= layer)
+
+    def segment_of(self, layer: int) -> Segment:
+        """What of the prompt a layer sees."""
+        return self.segments[max(start for start in self.segments if start <= layer)]
+
+    def new_keys(self, layer: int) -> Keys:
+        return self.segment_of(layer).keys(self.before)
+
+    def blocks(self, layer: int) -> Tensor | None:
+        if self.prompt.blocks is None:
+            return None
+        segment = self.segment_of(layer)
+        return self.prompt.blocks.to(segment.index.device).gather(1, segment.gatherable)
+
+    def enter_layer(self, layer: int, hidden: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        if layer in self._steps and layer not in self.segments:
+            [hidden] = self._step(layer, [hidden])
+        hidden, changed = super().enter_layer(layer, hidden, inputs)
+        segment, first = self.segment_of(layer), self.segments[0]
+        if segment is not first and (rotary := inputs.get("position_embeddings")) is not None:
+            changed["position_embeddings"] = self.memoised(
+                ("rotary", id(segment), id(rotary)), lambda: self._rotary(rotary, segment, first)
+            )
+        return hidden, changed
+
+    def _rotary(self, rotary: Sequence[Tensor], segment: Segment, first: Segment) -> tuple[Tensor, ...]:
+        slots = first.slots(segment.gatherable.to(first.index.device))
+        return tuple(gather_tokens(part, slots.to(part.device)) for part in rotary)
+
+    def ended(self) -> Ledger:
+        new = {layer: segment.keys(self.before) for layer, segment in self.segments.items()}
+        padding = torch.from_numpy((~self.prompt.valid).sum(1)).to(self._device)
+        if self.past is not None:
+            return self.past.extended(new, self._queries, padding, self._following, self.shift)
+        return Ledger(self._queries, 0, new, padding, self._following, self.shift)
+
+
+def _following(position_ids: Tensor) -> Tensor:
+    """The position after each row's last ``[B]``, or, with several rotary axes, on each ``[B, axes]``.
+
+    Text goes on after the furthest of a visual token's axes; a leading text axis, one more than rotary axes, counts
+    tokens by itself.
+    """
+    furthest = position_ids.amax(-1) + 1
+    if furthest.ndim == 1:
+        return furthest
+    text, axes = furthest[: len(furthest) - 3], furthest[-3:]
+    return torch.cat([text, axes.amax(0, keepdim=True).expand_as(axes)]).transpose(0, 1)
+
+
+def _padded_rows(chosen: np.ndarray) -> Tensor:
+    """Index of the chosen places of each row ``[B, most of them]``, −1 pads on the left."""
+    counts = chosen.sum(1)
+    index = np.full((len(chosen), max(int(counts.max()), 1)), -1)
+    for row, places in enumerate(chosen):
+        index[row, index.shape[1] - counts[row] :] = np.flatnonzero(places)
+    return torch.from_numpy(index)

@@ -1,0 +1,340 @@
+"""``with prune(model, config):`` — hooks on a stock transformers model, gone on exit."""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from weakref import WeakSet
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from multimodal.config import PruningConfig
+from multimodal.errors import FlowpruneError
+from multimodal.evidence import LanguageAttention, VisionEvidence, VisionRequest, token_evidence
+from multimodal.families import modules_of
+from multimodal.layout import Layout
+from multimodal.runtime.attention import observed_attention
+from multimodal.runtime.cache import PrunedCache, begin_pruned
+from multimodal.runtime.calls import check_outputs, check_unpacked, text_positions, two_dimensional
+from multimodal.runtime.fitting import check_fits
+from multimodal.runtime.hooks import Hook
+from multimodal.runtime.ledger import Ledger
+from multimodal.runtime.prefill import Prefill
+from multimodal.runtime.prompt import Prompt, locate
+from multimodal.runtime.reading import Reading
+from multimodal.runtime.report import SampleReport, reports
+from multimodal.runtime.watch import Encoded, Modality, watch_vision
+from multimodal.versions import CACHE_NAMES, cache_of
+
+PIXELS: dict[Modality, str] = {"image": "pixel_values", "video": "pixel_values_videos"}
+_in_use: WeakSet[nn.Module] = WeakSet()
+
+
+@contextmanager
+def prune(model: PreTrainedModel, config: PruningConfig) -> Iterator["Pruner"]:
+    """Prune the visual tokens of every prompt that the model reads inside the ``with`` block.
+
+    The outputs of a pruned prefill are those of the tokens that are left, padded on the left; ``report[i].places``
+    tells which they are. A cache that it fills counts the tokens of the unpruned conversation (``get_seq_length()``), and can
+    be gone on with in this block or a later one. Other models, copies of this one among them, are not touched.
+
+    Args:
+        model: a stock transformers vision-language model of a supported family, or a wrapper of one (PEFT, a compiled
+            model).
+        config: how to prune.
+
+    Yields:
+        The pruner; its ``report`` describes the last prefill.
+
+    Raises:
+        FlowpruneError: the config does not fit the model, or the model is being pruned already; the model is untouched.
+    """
+    pruner = Pruner(model, config)
+    own = pruner.modules.model
+    if own in _in_use:
+        raise FlowpruneError("This model is being pruned already: leave the outer prune() block first.")
+    with ExitStack() as stack:
+        _in_use.add(own)
+        stack.callback(_in_use.discard, own)
+        pruner.attach(stack)
+        yield pruner
+
+
+@dataclass
+class _Unlocated:
+    """A prompt whose images the model may still be encoding."""
+
+    kinds: Sequence[Modality]
+    token_ids: NDArray[np.int64]
+    valid: NDArray[np.bool_]
+    blocks: Tensor | None
+
+
+class _Forward(threading.local):
+    """What one thread's forward pass has shown on its way from the base model to the text model."""
+
+    def __init__(self) -> None:
+        self.encoded: dict[Modality, Encoded] = {}  # by the last encoding of each modality
+        self.last: Prefill | None = None
+        self.has_read = False
+        self.fed: Prompt | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        self.in_base = False
+        self.mask: Tensor | None = None  # the padding mask that the base model was given
+        self.unlocated: _Unlocated | None = None
+        self.reading: Reading | None = None
+        self.cache: Any = None
+
+
+class Pruner:
+    """Drives a :class:`~multimodal.runtime.prefill.Prefill` from the model's own forward passes.
+
+    Use :func:`prune`; this class is what it yields. Several threads may use the model at once: what a forward pass
+    shows is kept by thread, what was pruned by the cache it went to.
+    """
+
+    def __init__(self, model: PreTrainedModel, config: PruningConfig) -> None:
+        self.config = config
+        self.modules = modules_of(model)
+        check_fits(self.modules, config)
+        self._requests = [request for request in config.method.evidence if isinstance(request, VisionRequest)]
+        self._forward = _Forward()
+        self._last: Prefill | None = None  # of any thread
+
+    def attach(self, stack: ExitStack) -> None:
+        """Put the hooks on; the stack takes them off."""
+        modules, config, text = self.modules, self.config, self.modules.text_model
+        stack.enter_context(watch_vision(modules, self._requests, config.normalization, self._see_encoded))
+        handles = [
+            modules.model.register_forward_pre_hook(Hook(self._enter_model), with_kwargs=True),
+            modules.base.register_forward_pre_hook(Hook(self._enter_base), with_kwargs=True),
+            modules.base.register_forward_hook(Hook(self._leave_base), always_call=True),
+            text.register_forward_pre_hook(Hook(self._enter_text_model), with_kwargs=True),
+            text.register_forward_hook(Hook(self._leave_text_model), always_call=True),
+        ]
+        for number, layer in enumerate(modules.text_layers):
+            handles.append(layer.register_forward_pre_hook(Hook(partial(self._enter_layer, number)), with_kwargs=True))
+        for handle in handles:
+            stack.callback(handle.remove)
+        read = {modules.text_layers[layer]: partial(self._see_attention, layer) for layer in observed_layers(config)}
+        stack.enter_context(observed_attention(read))
+
+    def feed(self, prompt: Prompt) -> None:
+        """Announce the images of the next text-model call, for callers that bring cached embeddings."""
+        self._forward.fed = prompt
+
+    @property
+    def report(self) -> list[SampleReport]:
+        """One entry a sample of the last prefill; none if that had no images at all.
+
+        The last of this thread, or of any, where this one has read nothing, as where answers are streamed.
+        """
+        last, text = self._forward.last if self._forward.has_read else self._last, self.modules.text_model
+        return [] if last is None else reports(text.config, text.dtype.itemsize, last)
+
+    # from pixels to the base model
+
+    def _see_encoded(self, modality: Modality, layouts: list[Layout], views: list[VisionEvidence]) -> None:
+        answers = token_evidence(self.modules.geometry, self._requests, layouts, views)
+        self._forward.encoded[modality] = Encoded(layouts, answers)
+
+    def _enter_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if _kinds(kwargs):
+            check_outputs(self.modules.model.config, kwargs)
+
+    def _enter_base(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Read where placeholders and padding are, before the model makes anything of them."""
+        forward = self._forward
+        forward.reset()  # an earlier forward may have failed on its way to the text model
+        forward.in_base = True
+        if args:
+            args, kwargs = args[1:], kwargs | {"input_ids": args[0]}
+        cache, ids, embeds = cache_of(kwargs), kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+        new: Any = embeds if ids is None else ids
+        kinds = _kinds(kwargs)
+        pruned = isinstance(cache, PrunedCache) and cache.ledger is not None
+        if kinds or pruned:
+            forward.mask = two_dimensional(kwargs.get("attention_mask"))
+        if pruned and not kinds and kwargs.get("position_ids") is None:
+            # padding is known, but not to the model
+            kwargs = kwargs | {"position_ids": cache.ledger.positions(new.shape[1])}
+        if not kinds:
+            if ids is None and embeds is not None and new.shape[1] > 1:
+                raise FlowpruneError(
+                    "inputs_embeds came without pixels, so what of them is visual cannot be told: pass input_ids and "
+                    "the processor's pixels."
+                )
+            return args, kwargs
+        ids = self._placeholders(new) if ids is None else ids
+        alone = forward.mask is None and (cache is None or not cache.get_seq_length())
+        token_ids, valid, positions = _on_host(ids, forward.mask, text_positions(kwargs) if alone else None)
+        check_unpacked(positions)
+        blocks = self.modules.geometry.bidirectional_blocks(kwargs | {"input_ids": ids})
+        forward.unlocated = _Unlocated(kinds, token_ids, valid, blocks)
+        return args, kwargs
+
+    def _placeholders(self, embeds: Tensor) -> Tensor:
+        """Token ids of placeholders, found as the model itself does it, −1 elsewhere ``[B, L]``."""
+        geometry, table = self.modules.geometry, self.modules.text_model.get_input_embeddings()
+        ids = torch.full(embeds.shape[:2], -1, device=embeds.device)
+        for token in (geometry.image_token_id, geometry.video_token_id):
+            if token is not None:
+                own = table(torch.tensor([token], device=embeds.device)).to(embeds.dtype)
+                ids = ids.masked_fill((embeds == own).all(-1), token)
+        return ids
+
+    def _leave_base(self, *_: Any) -> None:
+        self._forward.in_base = False
+
+    # the language model
+
+    def _enter_text_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        forward, cache = self._forward, cache_of(kwargs)
+        if not forward.in_base:
+            forward.reset()
+        prompt, forward.fed = forward.fed, None
+        if (found := forward.unlocated) is not None:
+            encoded = {kind: forward.encoded.get(kind, Encoded([])) for kind in found.kinds}
+            prompt = locate(self.modules.geometry, found.token_ids, found.valid, encoded, found.blocks)
+        if prompt is None and not (isinstance(cache, PrunedCache) and cache.ledger is not None):
+            if cache is None or not cache.get_seq_length():
+                self._note(None)  # a prompt without images
+            return None  # that, or a conversation that nothing was pruned of
+        # the text model counts by its cache, which counts unpruned tokens; older versions were told by the base model
+        kwargs = {name: value for name, value in kwargs.items() if name != "cache_position"}
+        if not forward.in_base:
+            forward.mask = two_dimensional(kwargs.get("attention_mask"))
+        changed = self._go_on(cache, kwargs) if prompt is None else self._begin(prompt, cache, kwargs)
+        cache = changed.pop("cache", cache)
+        if cache is not None:
+            changed[self.modules.cache_name] = cache
+            cache.driven, forward.cache = True, cache
+        # layers get masks of their own: of four dimensions, this one is handed on as it is
+        states = changed.get("inputs_embeds", kwargs.get("inputs_embeds"))
+        changed["attention_mask"] = torch.empty(0, 1, 1, 1, device=self._device if states is None else states.device)
+        return args, {name: value for name, value in kwargs.items() if name not in CACHE_NAMES} | changed
+
+    @property
+    def _device(self) -> torch.device:
+        return self.modules.text_model.device
+
+    def _begin(self, prompt: Prompt, cache: Cache | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Prune a prompt; returns the text model's arguments that change."""
+        forward, text, embeds = self._forward, self.modules.text_model, kwargs["inputs_embeds"]
+        past = self._past(cache, embeds)
+        reading = Prefill(self.modules.geometry, text.config, self.config, prompt, past, embeds.device)
+        use_cache = kwargs.get("use_cache")
+        if cache is None and (text.config.use_cache if use_cache is None else use_cache):
+            cache = DynamicCache(config=text.config)
+        if cache is not None:
+            begin_pruned(cache, past)
+        embeds, position_ids, deepstack = reading.begin(
+            embeds, kwargs.get("position_ids"), kwargs.get("deepstack_visual_embeds") or ()
+        )
+        forward.reading = reading
+        self._note(reading)
+        changed: dict[str, Any] = {"inputs_embeds": embeds, "position_ids": position_ids, "cache": cache}
+        if deepstack:
+            changed |= {"visual_pos_masks": reading.visual_left, "deepstack_visual_embeds": deepstack}
+        return changed
+
+    def _past(self, cache: Cache | None, embeds: Tensor) -> Ledger | None:
+        """What a filled cache holds."""
+        if cache is None or (cached := cache.get_seq_length()) == 0:
+            return None
+        if isinstance(cache, PrunedCache):
+            return cache.ledger
+        mask = self._forward.mask
+        if mask is None or mask.shape[1] != cached + embeds.shape[1]:
+            mask = torch.ones(len(embeds), cached, device=embeds.device)
+        return Ledger.unpruned(mask[:, :cached] != 0, self.modules.geometry.first_position)
+
+    def _go_on(self, cache: PrunedCache, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Read tokens that follow a pruned prompt; returns the text model's arguments that change."""
+        embeds, ids, ledger = kwargs.get("inputs_embeds"), kwargs.get("input_ids"), cache.ledger
+        new = ids if embeds is None else embeds
+        assert new is not None and ledger is not None
+        batch, queries = new.shape[:2]
+        valid = _new_tokens(self._forward.mask, ledger.read, batch, queries)
+        geometry, text = self.modules.geometry, self.modules.text_model
+        self._forward.reading = Reading(geometry, text.config, ledger, valid, batch, queries, new.device)
+        position_ids = kwargs.get("position_ids")
+        if ledger.shift is not None:
+            if position_ids is None:
+                position_ids = ledger.positions(queries)
+            position_ids = position_ids - ledger.shift.to(position_ids.device)
+        return {"position_ids": position_ids}
+
+    def _leave_text_model(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        forward = self._forward
+        if forward.cache is not None:
+            forward.cache.driven = False
+            if output is not None and forward.reading is not None:  # None after an exception
+                forward.cache.ledger = forward.reading.ended()
+        forward.reading = forward.cache = forward.unlocated = None
+
+    def _enter_layer(self, number: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        reading = self._forward.reading
+        if reading is None:
+            return None
+        hidden, changed = reading.enter_layer(number, args[0], kwargs)
+        return (hidden, *args[1:]), kwargs | changed
+
+    def _see_attention(self, layer: int, *seen: Any) -> None:
+        if isinstance(reading := self._forward.reading, Prefill):
+            reading.see_attention(layer, *seen)
+
+    def _note(self, read: Prefill | None) -> None:
+        self._forward.last = self._last = read
+        self._forward.has_read = True
+
+
+def observed_layers(config: PruningConfig) -> list[int]:
+    """Language-model layers whose attention some step reads: the one before each."""
+    if not any(isinstance(request, LanguageAttention) for request in config.method.evidence):
+        return []
+    return [step.layer - 1 for step in config.schedule]
+
+
+def _kinds(kwargs: Mapping[str, Any]) -> list[Modality]:
+    """What a forward is given to look at."""
+    encoded = kwargs.get("mm_encoder_outputs") or {}
+    return [kind for kind, name in PIXELS.items() if kwargs.get(name) is not None or encoded.get(kind) is not None]
+
+
+def _on_host(
+    ids: Tensor, mask: Tensor | None, positions: Tensor | None
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64] | None]:
+    """Token ids, padding mask and positions ``[B, L]`` of a prompt: the one wait for the device that pruning adds."""
+    others = [None if mask is None else mask[:, -ids.shape[1] :], positions]
+    parts = [ids, *(other.to(ids).expand_as(ids) for other in others if other is not None)]
+    first, *rest = torch.stack(parts).cpu().numpy() if len(parts) > 1 else [ids.cpu().numpy()]
+    valid = np.ones(first.shape, dtype=bool) if mask is None else rest.pop(0) != 0
+    return first, valid, rest[0] if rest else None
+
+
+def _new_tokens(mask: Tensor | None, read: int, batch: int, queries: int) -> Tensor | None:
+    """Which of the tokens that follow a pruned prompt are no padding ``[B, queries]``; None: all.
+
+    Raises:
+        FlowpruneError: the mask is not over the conversation.
+    """
+    if mask is None:
+        return None
+    if mask.shape[1] != read + queries:
+        raise FlowpruneError(
+            f"attention_mask is over {mask.shape[1]} tokens, but the conversation has {read + queries}, {read} of them "
+            "read: pass a mask over all of it, pruned tokens counted."
+        )
+    if batch == queries == 1:
+        return None
+    new = mask[:, -queries:].bool()
+    return None if bool(new.all()) else new
