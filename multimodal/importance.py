@@ -41,16 +41,15 @@ def grey_entropy(pixels: Tensor) -> Tensor:
     Grey levels are the rounded mean of the channels of *un-normalised* 8-bit pixels; 256 bins, base 2.
 
     Args:
-        pixels: ``uint8 [..., pixels, 3]``.
+        pixels: ``[..., pixels, 3]``, of any type.
 
     Returns:
         ``[...]``, between 0 and 8.
     """
     grey = pixels.float().mean(-1).round().long()
-    ones = torch.ones((), dtype=torch.float32, device=pixels.device).expand(grey.shape)
-    histogram = torch.zeros(*grey.shape[:-1], GREY_LEVELS, device=pixels.device).scatter_add_(-1, grey, ones)
-    bits = torch.special.entr(histogram / grey.shape[-1]).sum(-1)
-    return bits / math.log(2)
+    share = torch.full((), 1 / grey.shape[-1], dtype=torch.float32, device=pixels.device).expand(grey.shape)
+    zeros = torch.zeros(*grey.shape[:-1], GREY_LEVELS, dtype=torch.float32, device=pixels.device)
+    return torch.special.entr(zeros.scatter_add_(-1, grey, share)).sum(-1) / math.log(2)
 
 
 def attention_received(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:

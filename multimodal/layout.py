@@ -18,7 +18,8 @@ class Layout:
         newlines: index, among this image's visual tokens, of those that belong to no patch (newline or class tokens).
         views: patches of each view that the vision tower sees of it: the image, or its base view and tiles, or the
             frames of a video.
-        image_size: (height, width) of the image before it was cut into tiles; None where packing needs none.
+        image_size: (height, width) of the image before it was cut into tiles, or of what of it the tower sees, where
+            packing must know; else None.
         video: whether the grids are the frames of a video.
     """
 

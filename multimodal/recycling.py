@@ -189,19 +189,20 @@ def _merge(importance: Tensor, rank: Tensor, ids: Tensor, cells: int, top: Tenso
         count: how many tokens remain in every image; None: it is counted, which waits for the device.
     """
     images, tokens = rank.shape
-    pruned = rank >= top
+    stays = rank < top
+    pruned = ~stays
     first_rank = torch.full((images, cells), tokens, device=rank.device).scatter_reduce(
-        1, ids, rank.masked_fill(~pruned, tokens), "amin"
+        1, ids, rank.masked_fill(stays, tokens), "amin"
     )
     represents = rank == first_rank.gather(1, ids)
-    remains = ~pruned | represents
+    remains = stays | represents
     count = int(remains.sum(-1).max()) if count is None else count
     kept = remains.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[:, :count]
     slot = remains.cumsum(-1) - 1
     # the slot of a cell's representative is found where that token is
     slots = torch.zeros_like(first_rank).scatter_reduce(1, ids, slot * represents, "amax")
-    owner = slot.where(~pruned, slots.gather(1, ids))
+    owner = slot.where(stays, slots.gather(1, ids))
 
     weight = (importance.float().clamp(min=0) + TINY) * pruned  # so that a cell of zeros is averaged plainly
     total = torch.zeros(images, cells, dtype=torch.float32, device=rank.device).scatter_add(1, ids, weight)
-    return Selection(kept, owner, (weight / total.gather(1, ids)).masked_fill(~pruned, 1.0))
+    return Selection(kept, owner, (weight / total.gather(1, ids)).masked_fill(stays, 1.0))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, PretrainedConfig
+from transformers import CONFIG_MAPPING, Cache, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 CACHE_NAMES = ("cache", "past_key_values")  # now, and before 5.18
@@ -36,7 +36,7 @@ def cropped_tokens(tokens: int, length: int) -> int:
 
 def tells_token_types(config: PretrainedConfig) -> bool:
     """Whether a model is told which tokens are visual; older versions find out by themselves."""
-    kind: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    kind: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[CONFIG_MAPPING[config.model_type]]
     return "mm_token_type_ids" in inspect.signature(inspect.unwrap(kind.forward)).parameters
 
 

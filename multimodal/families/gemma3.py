@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import pad
+from transformers.models.gemma3 import modeling_gemma3
 
 from multimodal.families.geometry import Geometry
 from multimodal.families.pooling import pack_pooled
-from multimodal.families.versions import WINDOW_CUTS_IMAGES
 from multimodal.layout import Layout
 
 
@@ -21,7 +21,8 @@ class Gemma3(Geometry):
 
     model_type = "gemma3"
     bidirectional = True
-    window_cuts_blocks = WINDOW_CUTS_IMAGES
+    # older versions let an image's tokens see each other across the window
+    window_cuts_blocks = hasattr(modeling_gemma3, "create_masks_for_vision_model")
 
     def token_inputs(self, input_ids: Tensor) -> dict[str, Tensor]:
         return {"token_type_ids": (input_ids == self.image_token_id).long()}

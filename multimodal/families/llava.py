@@ -10,7 +10,7 @@ from multimodal.families.geometry import Geometry, integers
 from multimodal.layout import Layout
 
 #: types of vision towers whose sequence begins with a class token, register tokens behind it
-CLASS_TOKEN_TOWERS = frozenset(
+CLASS_TOKEN = frozenset(
     {
         "beit",
         "chinese_clip_vision_model",
@@ -19,7 +19,6 @@ CLASS_TOKEN_TOWERS = frozenset(
         "dinov2",
         "dinov2_with_registers",
         "dinov3_vit",
-        "internvl_vision",
         "mlcd_vision_model",
         "vit",
         "vit_msn",
@@ -55,6 +54,8 @@ class Llava(Geometry):
         return torch.cat(parts)
 
     def pack(self, views: Sequence[Tensor], layouts: Sequence[Layout]) -> list[Tensor]:
+        if not self._extra_tokens:
+            return list(views)
         extra = (0, 0, self._extra_tokens, 0)
         return [torch.nn.functional.pad(view, extra, value=float("nan")) for view in views]
 
@@ -62,6 +63,6 @@ class Llava(Geometry):
     def _extra_tokens(self) -> int:
         """Class and register tokens that become visual tokens; by default the first token of the tower does not."""
         tower, strategy = self.config.vision_config, getattr(self.config, "vision_feature_select_strategy", "default")
-        if tower.model_type not in CLASS_TOKEN_TOWERS:
+        if tower.model_type not in CLASS_TOKEN:
             return 0
         return (getattr(tower, "num_register_tokens", None) or 0) + (strategy == "full")

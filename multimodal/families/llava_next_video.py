@@ -18,7 +18,7 @@ class LlavaNextVideo(LlavaNext):
     """``LlavaNextVideoForConditionalGeneration``."""
 
     model_type = "llava_next_video"
-    packer = LlavaNextVideoModel
+    packer: ClassVar[Any] = LlavaNextVideoModel
     #: newline tokens at a video's end
     video_newlines: ClassVar[int] = 0
 

@@ -1,6 +1,7 @@
 """Mistral 3: images in their own sizes, ``n × n`` patches joined into a visual token, a text token after each row."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,15 +17,20 @@ class Mistral3(Llava):
 
     model_type = "mistral3"
 
+    @property
+    def joined(self) -> int:
+        """Patches along a visual token."""
+        return self.config.spatial_merge_size
+
     def random_image(self, size: tuple[int, int] | None = None) -> dict[str, Tensor]:
-        unit = self.patch_size * self.config.spatial_merge_size
+        unit = self.patch_size * self.joined
         height, width = (side // unit * unit for side in size or (448, 448))
         sizes = torch.tensor([[height, width]], device="cpu")
         return {"pixel_values": random_pixels(1, 3, height, width), "image_sizes": sizes}
 
     def layout(self, rows: int, columns: int) -> Layout:
-        joined, side = self.config.spatial_merge_size, self.patch_size
-        grid, seen = (rows // joined, columns // joined), (rows * side, columns * side)
+        grid = (rows // self.joined, columns // self.joined)
+        seen = (rows * self.patch_size, columns * self.patch_size)
         return Layout(grids=(grid,), views=(rows * columns,), image_size=seen)
 
     def tower_grid(self, layout: Layout) -> tuple[int, int]:
@@ -33,12 +39,11 @@ class Mistral3(Llava):
         return height // self.patch_size, width // self.patch_size
 
     def pack(self, views: Sequence[Tensor], layouts: Sequence[Layout]) -> list[Tensor]:
-        joined = self.config.spatial_merge_size
-
         def average(units: Tensor) -> Tensor:
-            """What stands in for the merger's linear layer ``[tokens, channels · patches of one]``."""
-            return units.unflatten(-1, (-1, joined**2)).mean(-1)
+            """What stands in for the merger's linear layer: it is given ``[tokens, channels · patches of one]``."""
+            return units.unflatten(-1, (-1, self.joined**2)).mean(-1)
 
-        own = stand_in(patch_size=1, spatial_merge_size=joined, merging_layer=average)  # sizes are in patches
-        tokens = Mistral3PatchMerger.forward(own, torch.cat(list(views)), [self.tower_grid(each) for each in layouts])
+        own = stand_in(patch_size=1, spatial_merge_size=self.joined, merging_layer=average)  # sizes are in patches
+        sizes: Any = [self.tower_grid(layout) for layout in layouts]
+        tokens = Mistral3PatchMerger.forward(own, torch.cat(list(views)), sizes)
         return list(tokens.split([layout.visual_tokens for layout in layouts]))

@@ -1,5 +1,6 @@
 """Where the parts of a live model are: its base model, language model and vision tower."""
 
+import inspect
 from functools import cached_property
 from typing import Any, cast
 
@@ -8,7 +9,7 @@ from transformers import PreTrainedModel
 
 from multimodal.errors import FlowpruneError
 from multimodal.families.geometry import Geometry, check_supported, geometry_of
-from multimodal.families.versions import cache_name
+from multimodal.versions import CACHE_NAMES
 
 
 class Modules:
@@ -48,8 +49,9 @@ class Modules:
 
     @cached_property
     def cache_name(self) -> str:
-        """What the text model calls its cache argument: ``cache`` now, ``past_key_values`` before."""
-        return cache_name(self.text_model)
+        """What the text model calls its cache argument."""
+        parameters = inspect.signature(inspect.unwrap(type(self.text_model).forward)).parameters
+        return next(name for name in CACHE_NAMES if name in parameters)
 
     @property
     def vision_tower(self) -> PreTrainedModel:

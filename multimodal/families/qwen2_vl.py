@@ -8,8 +8,8 @@ from torch import Tensor
 
 from multimodal.families.geometry import Geometry, random_pixels
 from multimodal.families.merged_grids import layouts_of_grids
-from multimodal.families.versions import takes_token_kinds
 from multimodal.layout import Layout
+from multimodal.versions import tells_token_types
 
 
 class Qwen2VL(Geometry):
@@ -36,7 +36,7 @@ class Qwen2VL(Geometry):
         return {"pixel_values": random_pixels(height * width, values), "image_grid_thw": grid}
 
     def token_inputs(self, input_ids: Tensor) -> dict[str, Tensor]:
-        if not takes_token_kinds(self.model_type):
+        if not tells_token_types(self.config):
             return {}
         kinds = input_ids.eq(self.config.image_token_id).long() + 2 * input_ids.eq(self.config.video_token_id).long()
         return {"mm_token_type_ids": kinds}

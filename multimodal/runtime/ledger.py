@@ -22,7 +22,7 @@ class Ledger:
         tail: how many of them, the last, are in every layer and row; they are not in ``keys``.
         keys: what layers hold, by the first layer that holds it (0 is always among them).
         padding: of each row's conversation, places that are no token ``[B]``.
-        following: position id, in the unpruned conversation, of the token after each row's last ``[B]``, or of each
+        following: position id, in the unpruned conversation, of each row's first token of the tail ``[B]``, or on each
             rotary axis ``[B, axes]``.
         shift: how far compact positions lie behind those of the unpruned conversation ``[B, 1]``; None: not at all.
     """
@@ -48,13 +48,19 @@ class Ledger:
             return keys
         return Keys.following([keys, Keys.contiguous(self.read - self.tail, self.tail, keys.index)])
 
+    def kinds(self, layer: int) -> tuple[bool, bool]:
+        """Whether any of what a layer's cache holds is padding, and whether any has a bias."""
+        keys = self.keys[max(start for start in self.keys if start <= layer)]
+        return keys.padded, keys.bias is not None
+
     def advanced(self, new: int) -> "Ledger":
         """After tokens that every row has and no step cuts."""
-        return replace(self, read=self.read + new, tail=self.tail + new, following=self.following + new)
+        return replace(self, read=self.read + new, tail=self.tail + new)
 
     def positions(self, new: int) -> Tensor:
         """Position ids of the next tokens, in the unpruned conversation ``[B, new]`` or ``[axes, B, new]``."""
-        return self.following.movedim(0, -1).unsqueeze(-1) + torch.arange(new, device=self.following.device)
+        steps = torch.arange(self.tail, self.tail + new, device=self.following.device)
+        return self.following.movedim(0, -1).unsqueeze(-1) + steps
 
     def extended(
         self, new: Mapping[int, Keys], tokens: int, padding: Tensor, following: Tensor, shift: Tensor | None
@@ -96,10 +102,8 @@ class Ledger:
         """
         if tokens > self.read:
             raise FlowpruneError(f"The cache cannot be cropped by {tokens} tokens: {self.read} have been read.")
-        following = self.following - tokens  # what is cut is text, in which positions count tokens
         if tokens <= self.tail:
-            left = replace(self, read=self.read - tokens, tail=self.tail - tokens, following=following)
-            return left, lambda layer: tokens
+            return replace(self, read=self.read - tokens, tail=self.tail - tokens), lambda layer: tokens
         read, keys, lost = self.read - tokens, {}, {}
         for layer, own in self.keys.items():
             beyond = ((own.index >= read) & own.valid).sum(1)
@@ -111,5 +115,6 @@ class Ledger:
                 )
             keys[layer] = own.first(own.index.shape[1] - number)
             lost[layer] = number + self.tail
+        following = self.following - (tokens - self.tail)  # what is cut is text, in which positions count tokens
         ledger = replace(self, read=read, tail=0, keys=keys, following=following)
         return ledger, lambda layer: lost[max(start for start in lost if start <= layer)]

@@ -22,7 +22,7 @@ from multimodal.plan import Plan, kept_count
 from multimodal.runtime.ledger import Ledger
 from multimodal.runtime.masks import Keys, attention_mask
 from multimodal.runtime.prompt import Prompt
-from multimodal.runtime.reading import Reading
+from multimodal.runtime.reading import Reading, either
 from multimodal.runtime.segment import Segment, gather_positions, gather_tokens
 
 
@@ -187,17 +187,19 @@ class Prefill(Reading):
 
     def _compact(self, position_ids: Tensor, segment: Segment) -> Tensor:
         """Numbers without gaps, from where the conversation before ends; the shift grows by what is left out."""
-        position_ids = position_ids.expand(self._batch, -1)
-        first: Tensor | int = self.geometry.first_position
+        lengths, width = np.array(segment.lengths)[:, None], segment.index.shape[1]
+        numbers = self._on_device(np.maximum(np.arange(width) - (width - lengths), 0) + self.geometry.first_position)
+        ends = self._on_device(lengths + self.geometry.first_position)
         if self.past is not None:
-            least = position_ids.masked_fill(~self.prompt_valid, torch.iinfo(position_ids.dtype).max).amin(1, True)
-            first = least if self.shift is None else least - self.shift
-        lengths = torch.tensor(segment.lengths, device=self._device).unsqueeze(1)
-        width = segment.index.shape[1]
-        numbers = torch.arange(width, device=self._device) - (width - lengths)
-        last = position_ids.masked_fill(~self.prompt_valid, -1).amax(1, True)
-        self.shift = last + 1 - (first + lengths)
-        return numbers.clamp(min=0) + first
+            largest = torch.iinfo(position_ids.dtype).max
+            first = position_ids.expand(self._batch, -1).masked_fill(~self.prompt_valid, largest).amin(1, True)
+            first = first - self.geometry.first_position - (0 if self.shift is None else self.shift)
+            numbers, ends = numbers + first, ends + first
+        self.shift = self._following.unsqueeze(1) - ends
+        return numbers
+
+    def _on_device(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self._device)
 
     @property
     def prompt_valid(self) -> Tensor:
@@ -296,7 +298,8 @@ class Prefill(Reading):
         """``[images, patch tokens]`` or ``[images, patch tokens, C]``."""
         answers = self.prompt.evidence[request]
         own = [[answers[source] for source in self.prompt.images[image].sources] for image in group.images]
-        whole = torch.stack([torch.cat(parts) for parts in own]).to(group.index.device)
+        images = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in own]
+        whole = (images[0].unsqueeze(0) if len(images) == 1 else torch.stack(images)).to(group.index.device)
         if not group.layout.newlines:
             return whole
         return whole.index_select(1, group.layout.patch_index.to(whole.device))
@@ -364,6 +367,11 @@ class Prefill(Reading):
     def segment_of(self, layer: int) -> Segment:
         """What of the prompt a layer sees."""
         return self.segments[max(start for start in self.segments if start <= layer)]
+
+    def kinds(self, layer: int) -> tuple[bool, bool]:
+        segment = self.segment_of(layer)
+        new = segment.padded, segment.bias is not None
+        return new if self.past is None else either(new, self.past.kinds(layer))
 
     def new_keys(self, layer: int) -> Keys:
         return self.segment_of(layer).keys(self.before)

@@ -63,6 +63,11 @@ class Reading:
             return Keys(index, torch.ones_like(index, dtype=torch.bool), padded=False)
         return Keys(index, self._valid, padded=True)
 
+    def kinds(self, layer: int) -> tuple[bool, bool]:
+        """Whether any of the keys that a layer attends to is padding, and whether any has a bias."""
+        new = self._valid is not None, False
+        return new if self.past is None else either(new, self.past.kinds(layer))
+
     def blocks(self, layer: int) -> Tensor | None:
         """Which of a layer's new tokens see each other both ways ``[B, L]``, −1: none; None: no token does."""
         return None
@@ -73,7 +78,7 @@ class Reading:
         if self._valid is None:
             return self.past.advanced(self._queries)
         padding = (~self._valid).sum(1)
-        new = self._valid.sum(1)
+        new = self._valid.sum(1) + self.past.tail
         following = self.past.following + (new if self.past.following.ndim == 1 else new.unsqueeze(1))
         return self.past.extended({0: self.new_keys(0)}, self._queries, padding, following, self.past.shift)
 
@@ -123,15 +128,16 @@ class Reading:
         return Keys.following([self.past.at(layer).to(new.index.device), new])
 
     def _mask(self, layer: int, window: int | None, holds_all: bool, hidden: Tensor) -> Tensor | None:
-        queries, keys, blocks = hidden.shape[1], self.keys(layer), self.blocks(layer)
-        backend = self._text._attn_implementation
-        self.check_backend(backend, keys)
-        if "flash" in backend:  # takes 2-D masks only
-            return keys.valid.long().to(hidden.device) if keys.padded else None
-        plain = window is None and blocks is None and keys.bias is None and not keys.padded
-        whole = queries == keys.index.shape[1] and backend == "sdpa"  # which is causal by itself
+        queries, blocks, backend = hidden.shape[1], self.blocks(layer), self._text._attn_implementation
+        padded, biased = self.kinds(layer)
+        check_backend(backend, biased)
+        plain = window is None and blocks is None and not padded and not biased
+        whole = self.past is None and backend == "sdpa"  # which is causal by itself
         if plain and (queries == 1 or whole):
             return None
+        keys = self.keys(layer)
+        if "flash" in backend:  # takes 2-D masks only
+            return keys.valid.long().to(hidden.device) if padded else None
         if window is not None and not holds_all:  # sliding layers of a cache hold no more than that
             keys = keys.last(window - 1 + queries)
         mask = attention_mask(
@@ -145,13 +151,23 @@ class Reading:
         )
         return mask.to(hidden.device)
 
-    def check_backend(self, backend: str, keys: Keys) -> None:
-        """Refuse a backend that cannot take the mask.
 
-        Raises:
-            FlowpruneError: one sentence with the one to choose.
-        """
-        if backend == "flex_attention" or (keys.bias is not None and "flash" in backend):
-            raise FlowpruneError(
-                f"{backend} does not take the masks of this pruned prompt: choose attn_implementation='sdpa'."
-            )
+def check_backend(backend: str, biased: bool) -> None:
+    """Refuse a backend that cannot take the masks of a pruned prompt.
+
+    Args:
+        backend: of the language model.
+        biased: whether something is added to the logits of some keys.
+
+    Raises:
+        FlowpruneError: one sentence with the one to choose.
+    """
+    if backend == "flex_attention" or (biased and "flash" in backend):
+        raise FlowpruneError(
+            f"{backend} does not take the masks of this pruned prompt: choose attn_implementation='sdpa'."
+        )
+
+
+def either(first: tuple[bool, bool], second: tuple[bool, bool]) -> tuple[bool, bool]:
+    """The one or the other, each."""
+    return first[0] or second[0], first[1] or second[1]

@@ -185,6 +185,6 @@ def _attention_of(seen: LayerAttention | list[LayerAttention], views: Sequence[i
 
 
 def unnormalized(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """8-bit pixels ``[..., pixels, 3]`` from normalized ones ``[..., 3, pixels]`` of range 0–1 before normalization."""
-    mean_, std_ = (torch.tensor(x, dtype=torch.float32, device=pixels.device).unsqueeze(1) for x in (mean, std))
-    return (pixels.float() * std_ + mean_).mul(255).round().clamp(0, 255).to(torch.uint8).transpose(-1, -2)
+    """8-bit levels, as float32 ``[..., pixels, 3]``, of normalized pixels ``[..., 3, pixels]`` of range 0–1 before."""
+    levels = torch.tensor([mean, std], dtype=torch.float32, device=pixels.device).mul(255).unsqueeze(-1)
+    return torch.addcmul(levels[0], pixels.float(), levels[1]).round().clamp(0, 255).transpose(-1, -2)

@@ -1,16 +1,29 @@
 """Where a family's visual tokens are: its layouts and packing against a layout re-derived by hand."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from contracts import families
 from oracles import MEAN, STD, config, encode, grid_places, text_model, tiny, token_values, tokens_of
 from tiny_models import CACHE, FAMILIES, IMAGE_TOKEN, LAYERS, build, is_visual, sample
+from tiny_models.family import VISION
 from torch import nn
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    LlavaConfig,
+    PreTrainedModel,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from multimodal import FlowpruneError, prune
 from multimodal.families import Geometry, check_supported, geometry_of, modules_of
+from multimodal.families.llava import CLASS_TOKEN
 from multimodal.layout import Layout
 from multimodal.runtime.prompt import locate
 from multimodal.runtime.watch import Encoded
@@ -218,65 +231,124 @@ def test_unsupported_families_are_named() -> None:
     assert set(Geometry.registry) >= {"llava", "llava_onevision"}
 
 
-@pytest.mark.parametrize("size", [(44, 32), (32, 36), (44, 60), (36, 36)], ids=str)
+@pytest.mark.parametrize("size", [(44, 32), (32, 36), (44, 60), (36, 36), (47, 33)], ids=str)
 def test_mistral_leaves_out_patches_that_fill_no_token(size: tuple[int, int]) -> None:
     """With an odd number of patches a side, the model's joining drops the last row or column."""
     model = tiny("mistral3")
     geometry = geometry_of(model.config)
-    pixels = {"pixel_values": torch.randn(1, 3, *size), "image_sizes": torch.tensor([size])}
-    [layout] = geometry.layouts(pixels)
-    [features] = model.model.get_image_features(**pixels).pooler_output
-    assert layout.visual_tokens == len(features)
-    rows, columns = layout.grids[0]
-    patches = torch.arange(layout.views[0], dtype=torch.float).view(size[0] // 4, size[1] // 4)
-    [packed] = geometry.pack([patches.view(-1, 1)], [layout])
-    joined = geometry.joined
+    pixels = {"pixel_values": torch.randn(2, 3, 64, 64), "image_sizes": torch.tensor([size, (64, 40)])}
+    layouts = geometry.layouts(pixels)
+    features = model.model.get_image_features(**pixels).pooler_output
+    assert [layout.visual_tokens for layout in layouts] == [len(own) for own in features]
+    assert len(geometry.patch_pixels(pixels["pixel_values"], layouts)) == sum(sum(own.views) for own in layouts)
+    patches = torch.arange(layouts[0].views[0], dtype=torch.float).view(size[0] // 4, size[1] // 4)
+    views = [patches.view(-1, 1), torch.zeros(layouts[1].views[0], 1)]
+    packed, joined = geometry.pack(views, layouts)[0], model.config.spatial_merge_size
+    rows, columns = layouts[0].grids[0]
     for row in range(rows):
         for column in range(columns):
             own = patches[row * joined : (row + 1) * joined, column * joined : (column + 1) * joined]
             assert packed[row * columns + column, 0] == own.mean()
-    ids = torch.tensor([[9, *[IMAGE_TOKEN] * layout.visual_tokens, 10]])
+    ids = torch.tensor([[9, *[IMAGE_TOKEN] * sum(layout.visual_tokens for layout in layouts), 10]])
     with prune(model, config()) as pruner:
         model(**pixels, input_ids=ids)
-    assert pruner.report[0].visual_tokens == layout.visual_tokens
+    assert pruner.report[0].visual_tokens == sum(layout.visual_tokens for layout in layouts)
 
 
 def test_a_tower_shallower_than_its_whole_view_layers() -> None:
-    model = build("qwen2_5_vl")
-    settings = model.config.vision_config
-    settings.fullatt_block_indexes = [1, settings.depth - 1, settings.depth + 4]
-    geometry = geometry_of(model.config)
-    assert list(geometry.whole_view_layers) == [1, settings.depth - 1]
-    assert geometry.vision_layer(-1) == settings.depth - 1
+    settings = build("qwen2_5_vl").config
+    settings.vision_config.depth, settings.vision_config.fullatt_block_indexes = 3, [7, 1, 3]
+    modules = modules_of(Qwen2_5_VLForConditionalGeneration(settings))
+    assert list(modules.geometry.whole_view_layers) == [1]
+    assert modules.vision_layer(-1) is modules.vision_tower.blocks[1]
+    settings.vision_config.fullatt_block_indexes = [7]
+    with pytest.raises(FlowpruneError, match="vision_layer -1 does not exist: no layer"):
+        geometry_of(settings).vision_layer(-1)
 
 
 @families
 def test_geometry_needs_no_device(name: str) -> None:
-    """A tensor that is made without a device would lie on the default one."""
-    model = tiny(name)
-    inputs = sample(model, images=1)
-    geometry = geometry_of(model.config)
-    expected = geometry.layouts(inputs)
-    views = [torch.randn(patches, 2) for layout in expected for patches in layout.views]
-    packed = geometry.pack(views, expected)
-    torch.set_default_device("meta")
-    try:
-        layouts = geometry_of(model.config).layouts(inputs)
-        again = geometry.pack(views, layouts)
-        pixels = geometry.random_image()
-    finally:
-        torch.set_default_device(None)
-    assert layouts == expected
-    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(packed, again, strict=True))
-    assert all(value.device.type == "cpu" for value in pixels.values())
+    """Not the default one, where a tensor would lie that is made without a device, and no values of the maps."""
+    model, own = tiny(name), FAMILIES[name]
+    kinds = ["image", "video"] if own.video else ["image"]
+    for kind in kinds:
+        inputs = sample(model, images=2 * (kind == "image"), videos=2 * (kind == "video"))
+
+        def layouts_of(kind: str = kind, inputs: dict = inputs) -> tuple[Geometry, list[Layout]]:
+            geometry = geometry_of(model.config)
+            return geometry, (geometry.layouts if kind == "image" else geometry.video_layouts)(inputs)
+
+        geometry, expected = layouts_of()
+        views = [torch.randn(patches, 2) for layout in expected for patches in layout.views]
+        packed = geometry.pack(views, expected)
+        torch.set_default_device("meta")
+        try:
+            fresh, layouts = layouts_of()
+            again = fresh.pack(views, layouts)
+            pixels = fresh.random_image()
+        finally:
+            torch.set_default_device(None)
+        assert layouts == expected
+        assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(packed, again, strict=True))
+        assert all(value.device.type == "cpu" for value in pixels.values())
+        elsewhere = geometry.pack([view.to("meta") for view in views], expected)
+        assert [(each.shape, each.device.type) for each in elsewhere] == [(each.shape, "meta") for each in packed]
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name.startswith("llava_") and "next" not in name])
-def test_class_tokens_are_known_by_the_config(name: str) -> None:
-    model = tiny(name)
-    has_one = any(
-        part.endswith(("class_embedding", "cls_token")) for part, _ in model.model.vision_tower.named_parameters()
-    )
-    from multimodal.families.llava import CLASS_TOKEN
+@pytest.mark.parametrize("tower", sorted({*CLASS_TOKEN, "aimv2_vision_model", "siglip_vision_model"}))
+def test_class_tokens_are_known_by_the_config(tower: str) -> None:
+    """Class and register tokens, of every tower that is said to have some, and of some that have none."""
+    settings = CONFIG_MAPPING["mlcd" if tower == "mlcd_vision_model" else tower](**VISION)
+    real = AutoModel.from_config(settings).eval()
+    pixels = torch.randn(1, 3, 32, 32)
+    extra = real(pixels, output_hidden_states=True).hidden_states[-2].shape[1] - (32 // 4) ** 2
+    for strategy, expected in (("full", extra), ("default", max(extra - 1, 0))):
+        llava = LlavaConfig(vision_config=settings, vision_feature_select_strategy=strategy)
+        [layout] = geometry_of(llava).layouts({"pixel_values": pixels})
+        assert layout.newlines == tuple(range(expected)) and layout.patch_tokens == 64
 
-    assert (model.config.vision_config.model_type in CLASS_TOKEN) == has_one
+
+class Adapted(nn.Module):
+    """What PEFT makes of a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.base_model = model
+
+    def get_base_model(self) -> nn.Module:
+        return self.base_model
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [torch.compile, nn.DataParallel, Adapted, lambda model: nn.DataParallel(torch.compile(Adapted(model)))],
+    ids=["compile", "data parallel", "PEFT", "all of them"],
+)
+def test_wrapped_models_are_unwrapped(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = tiny("llava_siglip")
+    modules = modules_of(wrap(model))
+    assert modules.model is model and modules.text_model is text_model(model)
+
+
+def test_what_is_no_whole_model_is_refused() -> None:
+    model = tiny("llava_siglip")
+    with pytest.raises(FlowpruneError, match="LlavaModel has no base model below it"):
+        modules_of(model.model)
+    with pytest.raises(FlowpruneError, match="type None are not supported"):
+        modules_of(nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_sizes_are_read_from_any_container(kind: Callable[[list], Any]) -> None:
+    inputs = {"image_sizes": kind([[40, 60], [64, 64]]), "batch_num_images": kind([1, 1])}
+    layouts = geometry_of(tiny("llava_onevision").config).layouts(inputs)
+    assert [layout.image_size for layout in layouts] == [(40, 60), (64, 64)]
+
+
+def test_learned_pooling_lays_videos_out_as_an_average_does() -> None:
+    settings = build("llava_next_video").config
+    settings.spatial_pool_mode = "conv"
+    geometry = geometry_of(settings)
+    [layout] = geometry.video_layouts({"pixel_values_videos": torch.zeros(1, 2, 3, 32, 32)})
+    [packed] = geometry.pack([torch.arange(64.0).unsqueeze(1)] * 2, [layout])
+    assert layout.grids == ((4, 4), (4, 4)) and packed[0, 0] == (0 + 1 + 8 + 9) / 4

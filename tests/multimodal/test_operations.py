@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from contracts import ROTATED
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from oracles import config, hooked, run_hidden, text_model
 from tiny_models import CACHE, LAYERS, batch, build, extended, family, is_visual, media_of, sample, token_inputs
@@ -24,7 +24,8 @@ from transformers import PreTrainedModel
 
 from multimodal import PruningConfig, prune
 
-EXAMPLES = {"llava_siglip": 40, "llava_onevision": 25, "qwen2_5_vl": 40}
+EXAMPLES = {"llava_siglip": 50, "llava_onevision": 25, "qwen2_5_vl": 60}
+PHASES = (Phase.explicit, Phase.generate, Phase.shrink)
 
 ratios = st.sampled_from([0.1, 0.3, 0.5, 0.8, 1.0])
 schedules = st.dictionaries(st.integers(0, LAYERS - 1), ratios, min_size=1, max_size=3)
@@ -237,7 +238,7 @@ class Talk:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_any_conversation_is_that_of_the_masked_model(name: str) -> None:
-    @settings(max_examples=EXAMPLES[name], suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=EXAMPLES[name], suppress_health_check=[HealthCheck.too_slow], phases=PHASES)
     @given(programs)
     def run(program: dict) -> None:
         rows = program["rows"]

@@ -12,8 +12,8 @@ import pytest
 import torch
 import transformers
 from oracles import config
-from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from multimodal import costs
 from multimodal.families import geometry_of
@@ -457,7 +457,14 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a model was built")
 
-    monkeypatch.setattr(PreTrainedModel, "__init__", refuse)
+    for kind, name in (
+        (PreTrainedModel, "__init__"),
+        (nn.Module, "register_parameter"),
+        (nn.Module, "register_buffer"),
+        (AutoModel, "from_config"),
+        (AutoModelForImageTextToText, "from_config"),
+    ):
+        monkeypatch.setattr(kind, name, refuse)
 
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS.values(), ids=CHECKPOINTS)
@@ -491,3 +498,26 @@ def test_a_batch_is_planned_from_the_config_alone(checkpoint: Published) -> None
     assert plan.padding(9) == tuple(40 + sum(second) - length for length in plan.lengths(9))
     assert plan.rows[0].retention == pytest.approx(checkpoint.retention, abs=1e-6)
     assert plan.rows[2].retention == 1.0 and plan.rows[2].visual_tokens == 0
+
+
+def test_building_a_model_would_fail() -> None:
+    """What the other tests here rely on."""
+    with pytest.raises(AssertionError, match="a model was built"):
+        AutoModelForImageTextToText.from_config(config_of(LLAVA))
+    with pytest.raises(AssertionError, match="a model was built"):
+        transformers.LlavaForConditionalGeneration(config_of(LLAVA))
+    with pytest.raises(AssertionError, match="a model was built"):
+        nn.Linear(1, 1)
+
+
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS.values(), ids=CHECKPOINTS)
+def test_everything_else_is_known_without_a_model(checkpoint: Published) -> None:
+    geometry = geometry_of(config_of(checkpoint))
+    pixels = geometry.random_image()
+    assert sum(layout.visual_tokens for layout in geometry.layouts(pixels)) > 0
+    ids = torch.tensor([[9, geometry.image_token_id]])
+    assert all(each.shape == ids.shape for each in geometry.token_inputs(ids).values())
+    layers = list(geometry.whole_view_layers)
+    assert layers == sorted(layers) and geometry.vision_layer(-1) == layers[-1] < geometry.vision_layers
+    assert geometry.text_layers == geometry.text_config.num_hidden_layers
+    assert "original" in geometry.positions and geometry.deepstack_layers < geometry.text_layers
