@@ -31,7 +31,8 @@ class TowerViews:
         views: which of them, in order.
         attention: of the layers that were asked for; −1 is the layer that feeds the projector.
         features: output of the layers that were asked for ``[views, tokens, C]``.
-        pixels: un-normalized 8-bit levels of each patch, as float32 ``[views, patches, pixels, 3]``; None if nobody asked.
+        pixels: un-normalized 8-bit levels of each patch, as float32 ``[views, patches, pixels, 3]``; None if nobody
+            asked.
         class_tokens: leading tower tokens that are no patch (class and register tokens).
     """
 

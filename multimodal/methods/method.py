@@ -1,8 +1,8 @@
 """The contract between a pruning method and the runtime.
 
 A method is a pydantic model of its parameters, the evidence it declares, and one rule. It never sees the model, and
-knows nothing of counts over layers, gathering, positions, masks or caches. Every tensor has a leading dimension of images:
-images of one layout are handed over together. Higher scores are kept.
+knows nothing of counts over layers, gathering, positions, masks or caches. Every tensor has a leading dimension of
+images: images of one layout are handed over together. Higher scores are kept.
 
 Life cycle, at every pruning step: :meth:`Method.reduce`, which by default keeps the ``count`` tokens that
 :meth:`Method.score` ranks highest and merges nothing. A greedy method overrides :meth:`Method.select`; one that merges

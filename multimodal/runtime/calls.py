@@ -1,14 +1,19 @@
-"""Calls that a pruned prompt cannot answer as the stock model would: refused in a sentence, before anything is run."""
+"""What a call of the model is given: read once, and refused in a sentence where pruning could not mean it as it is."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PretrainedConfig
 
 from multimodal.errors import FlowpruneError
+from multimodal.families import Modules
+from multimodal.runtime.watch import Modality
+
+PIXELS: dict[Modality, str] = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
 def check_outputs(config: PretrainedConfig, kwargs: Mapping[str, Any]) -> None:
@@ -71,3 +76,50 @@ def two_dimensional(mask: Any) -> Tensor | None:
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         raise FlowpruneError("A ready-made attention mask cannot be pruned: pass the 2-D padding mask.")
     return mask
+
+
+def placeholders(modules: Modules, embeds: Tensor) -> Tensor:
+    """Token ids of placeholders among embeddings, found as the model itself does it, −1 elsewhere ``[B, L]``."""
+    geometry, table = modules.geometry, modules.text_model.get_input_embeddings()
+    ids = torch.full(embeds.shape[:2], -1, device=embeds.device)
+    for token in (geometry.image_token_id, geometry.video_token_id):
+        if token is not None:
+            own = table(torch.tensor([token], device=embeds.device)).to(embeds.dtype)
+            ids = ids.masked_fill((embeds == own).all(-1), token)
+    return ids
+
+
+def kinds(kwargs: Mapping[str, Any]) -> list[Modality]:
+    """What a forward is given to look at."""
+    encoded = kwargs.get("mm_encoder_outputs") or {}
+    return [kind for kind, name in PIXELS.items() if kwargs.get(name) is not None or encoded.get(kind) is not None]
+
+
+def on_host(
+    ids: Tensor, mask: Tensor | None, positions: Tensor | None
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64] | None]:
+    """Token ids, padding mask and positions ``[B, L]`` of a prompt: the one wait for the device that pruning adds."""
+    others = [None if mask is None else mask[:, -ids.shape[1] :], positions]
+    parts = [ids, *(other.to(ids).expand_as(ids) for other in others if other is not None)]
+    first, *rest = torch.stack(parts).cpu().numpy() if len(parts) > 1 else [ids.cpu().numpy()]
+    valid = np.ones(first.shape, dtype=bool) if mask is None else rest.pop(0) != 0
+    return first, valid, rest[0] if rest else None
+
+
+def new_tokens(mask: Tensor | None, read: int, batch: int, queries: int) -> Tensor | None:
+    """Which of the tokens that follow a pruned prompt are no padding ``[B, queries]``; None: all.
+
+    Raises:
+        FlowpruneError: the mask is not over the conversation.
+    """
+    if mask is None:
+        return None
+    if mask.shape[1] != read + queries:
+        raise FlowpruneError(
+            f"attention_mask is over {mask.shape[1]} tokens, but the conversation has {read + queries}, {read} of them "
+            "read: pass a mask over all of it, pruned tokens counted."
+        )
+    if batch == queries == 1:
+        return None
+    new = mask[:, -queries:].bool()
+    return None if bool(new.all()) else new

@@ -1,8 +1,7 @@
 """One pruned prefill: a selection at every step, applied to the sequence and to whatever its tokens carry."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,58 +12,16 @@ from transformers import PretrainedConfig
 
 from multimodal.config import PruningConfig
 from multimodal.errors import FlowpruneError
-from multimodal.evidence import LanguageAttention, Request, TextEmbeddings, VisionRequest
 from multimodal.families import Geometry
-from multimodal.importance import chosen_attention
-from multimodal.layout import Layout
 from multimodal.methods import Selection, VisualTokens
 from multimodal.plan import Plan, kept_count
+from multimodal.runtime.answers import Answers
+from multimodal.runtime.group import Group, grouped
 from multimodal.runtime.ledger import Ledger
-from multimodal.runtime.masks import Keys, attention_mask
-from multimodal.runtime.prompt import Prompt
+from multimodal.runtime.masks import Keys
+from multimodal.runtime.prompt import Prompt, padded_rows
 from multimodal.runtime.reading import Reading, either
 from multimodal.runtime.segment import Segment, gather_positions, gather_tokens
-
-
-@dataclass(frozen=True)
-class Group:
-    """The prunable tokens, still there, of images that share a layout.
-
-    Args:
-        layout: the images'.
-        images: which of the prompt's.
-        rows: their batch rows ``[images]``.
-        table: index in the unpruned prompt of each of the layout's patch tokens ``[images, patch tokens]``.
-        index: which of the layout's patch tokens are left ``[images, n]``.
-        sizes: how many tokens each of them stands for ``[images, n]``, float32; None: one.
-    """
-
-    layout: Layout
-    images: tuple[int, ...]
-    rows: Tensor
-    table: Tensor
-    index: Tensor
-    sizes: Tensor | None = None
-
-    @property
-    def in_prompt(self) -> Tensor:
-        """Index in the unpruned prompt of the tokens left ``[images, n]``."""
-        return self.table.gather(1, self.index)
-
-    def to(self, device: torch.device) -> "Group":
-        """The same on another device."""
-        rows, table, index = (tensor.to(device) for tensor in (self.rows, self.table, self.index))
-        sizes = None if self.sizes is None else self.sizes.to(device)
-        return replace(self, rows=rows, table=table, index=index, sizes=sizes)
-
-    def after(self, selection: Selection) -> "Group":
-        """What a selection leaves."""
-        index, sizes = self.index.gather(1, selection.kept), self.sizes
-        if selection.owner is not None:
-            sizes = selection.sizes(sizes)
-        elif sizes is not None:
-            sizes = sizes.gather(1, selection.kept)
-        return replace(self, index=index, sizes=sizes)
 
 
 class Prefill(Reading):
@@ -96,36 +53,19 @@ class Prefill(Reading):
         self.segments: dict[int, Segment] = {0: Segment.unpruned(valid, tuple(prompt.valid.sum(1).tolist()))}
         self.shift: Tensor | None = None if past is None else past.shift
         self._steps = {step.layer: number for number, step in enumerate(config.schedule)}
-        self._groups = self._grouped(device)
+        self._groups = grouped(prompt, config.method.exact, device)
         self._stays = self._never_pruned()
-        self._attention: dict[str, Tensor] = {}  # of the layer that ran last, by which rows were asked
-        self._embeds: Tensor | None = None
+        self._answers: Answers
         self._following: Tensor  # position ids after the prompt
 
     # the prompt on the device
-
-    def _grouped(self, device: torch.device) -> list[Group]:
-        members = defaultdict(list)
-        for number, image in enumerate(self.prompt.images):
-            # images may come to differ in count where a method's counts are not exact
-            members[image.layout if self.config.method.exact else (image.layout, number)].append(number)
-        groups = []
-        for numbers in members.values():
-            images = [self.prompt.images[number] for number in numbers]
-            layout = images[0].layout
-            patches = np.delete(np.arange(layout.visual_tokens), layout.newlines)
-            table = torch.from_numpy(np.stack([image.index[patches] for image in images])).to(device)
-            rows = torch.tensor([image.row for image in images], device=device)
-            index = torch.arange(layout.patch_tokens, device=device).expand(len(images), -1)
-            groups.append(Group(layout, tuple(numbers), rows, table, index))
-        return groups
 
     def _never_pruned(self) -> Tensor:
         """Index of each row's text and newline tokens ``[B, most of them]``, −1 pads."""
         stays = self.prompt.valid & ~self.prompt.is_visual
         for image in self.prompt.images:
             stays[image.row, image.index[list(image.layout.newlines)]] = True
-        return _padded_rows(stays).to(self._device)
+        return padded_rows(stays).to(self._device)
 
     # before the language model
 
@@ -142,8 +82,7 @@ class Prefill(Reading):
         Returns:
             What the first layer is to see: embeddings ``[B, L', C]``, position ids, deepstack features.
         """
-        if any(isinstance(request, TextEmbeddings) for request in self.config.method.evidence):
-            self._embeds = embeds
+        self._answers = Answers(self, embeds)
         if 0 in self._steps:
             carried = [embeds, *(self._spread(level, embeds) for level in deepstack)]
             embeds, *levels = self._step(0, carried)
@@ -246,7 +185,7 @@ class Prefill(Reading):
         def features() -> Tensor:
             return hidden[group.rows.unsqueeze(1), segment.slots(group.in_prompt, group.rows)]
 
-        answer = partial(self._answer, layer, group, segment)
+        answer = partial(self._answers.answer, group, segment)
         selection = method.reduce(VisualTokens(layer, group.layout, group.index, features, answer), count)
         if method.exact and selection.kept.shape[1] != count:
             raise FlowpruneError(f"{method.name} left {selection.kept.shape[1]} tokens: it must leave exactly {count}.")
@@ -268,95 +207,9 @@ class Prefill(Reading):
         index[torch.from_numpy(flat).to(index.device)] = torch.cat([own.flatten() for own in kept])
         return index.view(self._batch, -1)
 
-    # evidence
-
-    def _answer(self, layer: int, group: Group, segment: Segment, request: Request) -> Tensor:
-        """The answer to a method's request, for the tokens of a group."""
-        if isinstance(request, VisionRequest):
-            whole = self.memoised(("evidence", request, group.images), lambda: self._of_patches(request, group))
-            index = group.index if whole.ndim == 2 else group.index.unsqueeze(-1).expand(-1, -1, whole.shape[-1])
-            return whole.gather(1, index)
-        if isinstance(request, LanguageAttention):
-            if request.rows not in self._attention:
-                raise FlowpruneError(
-                    f"{self.config.method.name} reads the attention of the layer before its step, but nothing was seen "
-                    "there: choose the attention implementation before prune()."
-                )
-            seen = self._attention[request.rows].to(group.index.device)[group.rows]
-            slots = segment.slots(group.in_prompt, group.rows)
-            if request.rows == "last":
-                return seen[:, 0].gather(1, slots)
-            return seen.gather(2, slots.unsqueeze(1).expand(-1, seen.shape[1], -1))
-        if isinstance(request, TextEmbeddings):
-            assert self._embeds is not None
-            text = self._text_index
-            own = gather_tokens(self._embeds, text.clamp(min=0)).masked_fill((text < 0).unsqueeze(-1), 0)
-            return own.to(group.index.device)[group.rows]
-        raise FlowpruneError(f"{self.config.method.name} asks for {request!r}, which nothing answers.")
-
-    def _of_patches(self, request: VisionRequest, group: Group) -> Tensor:
-        """``[images, patch tokens]`` or ``[images, patch tokens, C]``."""
-        answers = self.prompt.evidence[request]
-        own = [[answers[source] for source in self.prompt.images[image].sources] for image in group.images]
-        images = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in own]
-        whole = (images[0].unsqueeze(0) if len(images) == 1 else torch.stack(images)).to(group.index.device)
-        if not group.layout.newlines:
-            return whole
-        return whole.index_select(1, group.layout.patch_index.to(whole.device))
-
-    @property
-    def _text_index(self) -> Tensor:
-        """Index of each row's text tokens ``[B, most of them]``, −1 pads."""
-        return _padded_rows(self.prompt.valid & ~self.prompt.is_visual).to(self._device)
-
-    def see_attention(
-        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softcap: float | None
-    ) -> None:
-        """Keep the rows that the next step reads ``[B, rows, L]`` of a layer's attention."""
-        segment = self.segment_of(layer)
-        self._attention = {}
-        for request in self.config.method.evidence:
-            if isinstance(request, LanguageAttention):
-                self._attention[request.rows] = self._rows_seen(
-                    request, layer, segment, queries, keys, scaling, softcap
-                )
-
-    def _rows_seen(
-        self,
-        request: LanguageAttention,
-        layer: int,
-        segment: Segment,
-        queries: Tensor,
-        keys: Tensor,
-        scaling: float,
-        softcap: float | None,
-    ) -> Tensor:
-        index = self._text_index if request.rows == "text" else self._last_index
-        segment = segment.to(queries.device)
-        index = index.to(queries.device)
-        slots = segment.slots(index.clamp(min=0))
-        chosen = queries.gather(2, slots[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[3]))
-        own, window, blocks = self.keys(layer), self.window(layer), self.blocks(layer)
-        own = own.to(queries.device).last(keys.shape[2])
-        mask = attention_mask(
-            own,
-            index + self.before,
-            torch.float32,
-            window,
-            blocks,
-            None if blocks is None else blocks.gather(1, slots),
-            self.geometry.window_cuts_blocks,
-        )
-        with torch.no_grad():
-            seen = chosen_attention(chosen, keys, scaling, mask, softcap)[..., -segment.index.shape[1] :]
-        return seen.masked_fill((index < 0).unsqueeze(-1), 0)
-
-    @property
-    def _last_index(self) -> Tensor:
-        """Index of each row's last token ``[B, 1]``."""
-        length = self.prompt.valid.shape[1]
-        last = length - 1 - self.prompt.valid[:, ::-1].argmax(1)
-        return torch.from_numpy(last).unsqueeze(1)
+    def see_attention(self, layer: int, *seen: Any) -> None:
+        """Keep of a layer's attention what the next step reads."""
+        self._answers.see_attention(layer, *seen)
 
     # what layers are given
 
@@ -416,12 +269,3 @@ def _following(position_ids: Tensor) -> Tensor:
         return furthest
     text, axes = furthest[: len(furthest) - 3], furthest[-3:]
     return torch.cat([text, axes.amax(0, keepdim=True).expand_as(axes)]).transpose(0, 1)
-
-
-def _padded_rows(chosen: np.ndarray) -> Tensor:
-    """Index of the chosen places of each row ``[B, most of them]``, −1 pads on the left."""
-    counts = chosen.sum(1)
-    index = np.full((len(chosen), max(int(counts.max()), 1)), -1)
-    for row, places in enumerate(chosen):
-        index[row, index.shape[1] - counts[row] :] = np.flatnonzero(places)
-    return torch.from_numpy(index)

@@ -1,7 +1,7 @@
 """``with prune(model, config):`` — hooks on a stock transformers model, gone on exit."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,16 @@ from multimodal.families import modules_of
 from multimodal.layout import Layout
 from multimodal.runtime.attention import observed_attention
 from multimodal.runtime.cache import PrunedCache, begin_pruned
-from multimodal.runtime.calls import check_outputs, check_unpacked, text_positions, two_dimensional
+from multimodal.runtime.calls import (
+    check_outputs,
+    check_unpacked,
+    kinds,
+    new_tokens,
+    on_host,
+    placeholders,
+    text_positions,
+    two_dimensional,
+)
 from multimodal.runtime.fitting import check_fits
 from multimodal.runtime.hooks import Hook
 from multimodal.runtime.ledger import Ledger
@@ -32,7 +41,6 @@ from multimodal.runtime.report import SampleReport, reports
 from multimodal.runtime.watch import Encoded, Modality, watch_vision
 from multimodal.versions import CACHE_NAMES, cache_of
 
-PIXELS: dict[Modality, str] = {"image": "pixel_values", "video": "pixel_values_videos"}
 _in_use: WeakSet[nn.Module] = WeakSet()
 
 
@@ -41,8 +49,8 @@ def prune(model: PreTrainedModel, config: PruningConfig) -> Iterator["Pruner"]:
     """Prune the visual tokens of every prompt that the model reads inside the ``with`` block.
 
     The outputs of a pruned prefill are those of the tokens that are left, padded on the left; ``report[i].places``
-    tells which they are. A cache that it fills counts the tokens of the unpruned conversation (``get_seq_length()``), and can
-    be gone on with in this block or a later one. Other models, copies of this one among them, are not touched.
+    tells which they are. A cache that it fills counts the tokens of the unpruned conversation (``get_seq_length()``),
+    and can be gone on with in this block or a later one. Other models, copies of this one among them, are not touched.
 
     Args:
         model: a stock transformers vision-language model of a supported family, or a wrapper of one (PEFT, a compiled
@@ -147,7 +155,7 @@ class Pruner:
         self._forward.encoded[modality] = Encoded(layouts, answers)
 
     def _enter_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if _kinds(kwargs):
+        if kinds(kwargs):
             check_outputs(self.modules.model.config, kwargs)
 
     def _enter_base(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -159,37 +167,27 @@ class Pruner:
             args, kwargs = args[1:], kwargs | {"input_ids": args[0]}
         cache, ids, embeds = cache_of(kwargs), kwargs.get("input_ids"), kwargs.get("inputs_embeds")
         new: Any = embeds if ids is None else ids
-        kinds = _kinds(kwargs)
+        given = kinds(kwargs)
         pruned = isinstance(cache, PrunedCache) and cache.ledger is not None
-        if kinds or pruned:
+        if given or pruned:
             forward.mask = two_dimensional(kwargs.get("attention_mask"))
-        if pruned and not kinds and kwargs.get("position_ids") is None:
+        if pruned and not given and kwargs.get("position_ids") is None:
             # padding is known, but not to the model
             kwargs = kwargs | {"position_ids": cache.ledger.positions(new.shape[1])}
-        if not kinds:
+        if not given:
             if ids is None and embeds is not None and new.shape[1] > 1:
                 raise FlowpruneError(
                     "inputs_embeds came without pixels, so what of them is visual cannot be told: pass input_ids and "
                     "the processor's pixels."
                 )
             return args, kwargs
-        ids = self._placeholders(new) if ids is None else ids
+        ids = placeholders(self.modules, new) if ids is None else ids
         alone = forward.mask is None and (cache is None or not cache.get_seq_length())
-        token_ids, valid, positions = _on_host(ids, forward.mask, text_positions(kwargs) if alone else None)
+        token_ids, valid, positions = on_host(ids, forward.mask, text_positions(kwargs) if alone else None)
         check_unpacked(positions)
         blocks = self.modules.geometry.bidirectional_blocks(kwargs | {"input_ids": ids})
-        forward.unlocated = _Unlocated(kinds, token_ids, valid, blocks)
+        forward.unlocated = _Unlocated(given, token_ids, valid, blocks)
         return args, kwargs
-
-    def _placeholders(self, embeds: Tensor) -> Tensor:
-        """Token ids of placeholders, found as the model itself does it, −1 elsewhere ``[B, L]``."""
-        geometry, table = self.modules.geometry, self.modules.text_model.get_input_embeddings()
-        ids = torch.full(embeds.shape[:2], -1, device=embeds.device)
-        for token in (geometry.image_token_id, geometry.video_token_id):
-            if token is not None:
-                own = table(torch.tensor([token], device=embeds.device)).to(embeds.dtype)
-                ids = ids.masked_fill((embeds == own).all(-1), token)
-        return ids
 
     def _leave_base(self, *_: Any) -> None:
         self._forward.in_base = False
@@ -263,7 +261,7 @@ class Pruner:
         new = ids if embeds is None else embeds
         assert new is not None and ledger is not None
         batch, queries = new.shape[:2]
-        valid = _new_tokens(self._forward.mask, ledger.read, batch, queries)
+        valid = new_tokens(self._forward.mask, ledger.read, batch, queries)
         geometry, text = self.modules.geometry, self.modules.text_model
         self._forward.reading = Reading(geometry, text.config, ledger, valid, batch, queries, new.device)
         position_ids = kwargs.get("position_ids")
@@ -302,39 +300,3 @@ def observed_layers(config: PruningConfig) -> list[int]:
     if not any(isinstance(request, LanguageAttention) for request in config.method.evidence):
         return []
     return [step.layer - 1 for step in config.schedule]
-
-
-def _kinds(kwargs: Mapping[str, Any]) -> list[Modality]:
-    """What a forward is given to look at."""
-    encoded = kwargs.get("mm_encoder_outputs") or {}
-    return [kind for kind, name in PIXELS.items() if kwargs.get(name) is not None or encoded.get(kind) is not None]
-
-
-def _on_host(
-    ids: Tensor, mask: Tensor | None, positions: Tensor | None
-) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64] | None]:
-    """Token ids, padding mask and positions ``[B, L]`` of a prompt: the one wait for the device that pruning adds."""
-    others = [None if mask is None else mask[:, -ids.shape[1] :], positions]
-    parts = [ids, *(other.to(ids).expand_as(ids) for other in others if other is not None)]
-    first, *rest = torch.stack(parts).cpu().numpy() if len(parts) > 1 else [ids.cpu().numpy()]
-    valid = np.ones(first.shape, dtype=bool) if mask is None else rest.pop(0) != 0
-    return first, valid, rest[0] if rest else None
-
-
-def _new_tokens(mask: Tensor | None, read: int, batch: int, queries: int) -> Tensor | None:
-    """Which of the tokens that follow a pruned prompt are no padding ``[B, queries]``; None: all.
-
-    Raises:
-        FlowpruneError: the mask is not over the conversation.
-    """
-    if mask is None:
-        return None
-    if mask.shape[1] != read + queries:
-        raise FlowpruneError(
-            f"attention_mask is over {mask.shape[1]} tokens, but the conversation has {read + queries}, {read} of them "
-            "read: pass a mask over all of it, pruned tokens counted."
-        )
-    if batch == queries == 1:
-        return None
-    new = mask[:, -queries:].bool()
-    return None if bool(new.all()) else new

@@ -118,10 +118,15 @@ def test_conversations_go_on(name: str, turn: str, call: str) -> None:
         stock = called(lambda: converse(model, turn, call))
     with prune(model, KEEPS_ALL):
         same = converse(model, turn, call)
+    positions = {"position_ids": torch.cat(noted, -1)} if noted else {}
+    if not torch.allclose(same.logits, stock.logits, **EXACT):
+        told = positions if READS_NEW_TURNS else {}  # older versions err in positions, too
+        at_once = model(**stock.whole | told).logits[:, -stock.logits.shape[1] :]
+        if not torch.allclose(stock.logits, at_once, **EXACT):
+            pytest.skip("the stock model's answer is not that of its one pass over all")
     torch.testing.assert_close(same.logits, stock.logits, **EXACT)
     with prune(model, PRUNES) as pruner:
         found = converse(model, turn, call, pruner)
-    positions = {"position_ids": torch.cat(noted, -1)} if noted else {}
     expected = run_hidden(model, found.whole | positions, found.kept)[0]
     torch.testing.assert_close(found.logits, expected[:, -found.logits.shape[1] :], **EXACT)
     assert (found.logits - stock.logits)[:, 0].abs().max() > 1e-3  # the test has teeth

@@ -1,4 +1,4 @@
-"""Evidence: what requests are answered with, against what the stock model computes when it is asked for its attention."""
+"""Evidence: what requests are answered with, against what the stock model computes when asked for its attention."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -331,9 +331,9 @@ def test_fastv_reads_a_later_turn_over_the_whole_conversation() -> None:
 
 def test_fastv_begins_inside_the_language_model() -> None:
     config = PruningConfig(method={"name": "fastv"}, schedule=[{"layer": 0, "keep_ratio": 0.5}])
-    with pytest.raises(FlowpruneError, match=r"schedule\.0\.layer is 0, but fastv reads .* choose one of 1 to 4"):
-        with prune(tiny("llava_clip"), config):
-            pass
+    message = r"schedule\.0\.layer is 0, but fastv reads .* choose one of 1 to 4"
+    with pytest.raises(FlowpruneError, match=message), prune(tiny("llava_clip"), config):
+        pass
 
 
 def test_text_embeddings_are_those_of_the_prompt() -> None:
