@@ -55,8 +55,8 @@ class Answers:
             own = gather_tokens(self._embeds, text.clamp(min=0)).masked_fill((text < 0).unsqueeze(-1), 0)
             return own.to(group.index.device)[group.rows]
         raise FlowpruneError(
-            f"Nothing answers {request!r}, which {self._method.name} asks for: declare it as the method's evidence, and "
-            "choose the attention implementation before prune()."
+            f"Nothing answers {request!r}, which {self._method.name} asks for: declare it as the method's evidence, "
+            "and choose the attention implementation before prune()."
         )
 
     def _of_patches(self, request: VisionRequest, group: Group) -> Tensor:

@@ -171,7 +171,7 @@ class Pruner:
         pruned = isinstance(cache, PrunedCache) and cache.ledger is not None
         if given or pruned:
             forward.mask = two_dimensional(kwargs.get("attention_mask"))
-        if pruned and not given and kwargs.get("position_ids") is None:
+        if pruned and kwargs.get("position_ids") is None:
             # padding is known, but not to the model
             kwargs = kwargs | {"position_ids": cache.ledger.positions(new.shape[1])}
         if not given:

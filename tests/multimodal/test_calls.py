@@ -91,16 +91,15 @@ def with_positions(model: PreTrainedModel, inputs: dict) -> Tensor:
     return spoken(model, first, lambda read: {"position_ids": positions[..., length + read, None]})
 
 
-def last_logits(model: PreTrainedModel, inputs: dict) -> Tensor:
-    return spoken(model, inputs | {"logits_to_keep": 1}, lambda read: {"logits_to_keep": 1})
-
-
 def as_tuples(model: PreTrainedModel, inputs: dict) -> Tensor:
+    """And of the last logits alone."""
+    told = {"return_dict": False, "logits_to_keep": 1}
+
     def outputs(parts: tuple) -> tuple:
         [cache] = [part for part in parts if isinstance(part, DynamicCache)]
         return parts[0], cache
 
-    return spoken(model, inputs | {"return_dict": False}, lambda read: {"return_dict": False}, outputs=outputs)
+    return spoken(model, inputs | told, lambda read: told, outputs=outputs)
 
 
 def several_tokens(model: PreTrainedModel, inputs: dict) -> Tensor:
@@ -171,8 +170,7 @@ NAMES = sorted({"past_key_values", CACHE})
 CALLS: dict[str, Callable[[PreTrainedModel, dict], Tensor]] = {
     "with masks": with_masks,
     "with positions": with_positions,
-    "last logits": last_logits,
-    "as tuples": as_tuples,
+    "last logits as tuples": as_tuples,
     "several tokens": several_tokens,
     "without a cache": without_cache,
     "embeddings": embedded,

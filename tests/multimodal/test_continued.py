@@ -20,7 +20,10 @@ from transformers import PreTrainedModel
 from multimodal import prune
 
 ANSWER = forced_tokens(1, steps=2)
-TURNS: dict[str, dict[str, int]] = {"words": {"images": 0, "text": 5}, "an image": {"images": 1, "text": 4, "seed": 2}}
+TURNS: dict[str, dict[str, int]] = {
+    "words": {"images": 0, "text": 5},
+    "an image": {"images": 1, "text": 4, "seed": 2, "size": 3},
+}
 CALLS = {
     "all again with a mask": {"again": True, "mask": True, "generate": True},
     "all again": {"again": True, "mask": False, "generate": True},
@@ -28,13 +31,7 @@ CALLS = {
     "by hand": {"again": False, "mask": False, "generate": False},
     "by hand with a mask": {"again": False, "mask": True, "generate": False},
 }
-COMMON = (
-    ("words", "all again"),
-    ("words", "by hand with a mask"),
-    ("an image", "all again with a mask"),
-    ("an image", "the turn with a mask"),
-    ("an image", "by hand"),
-)
+COMMON = (("words", "all again"), ("an image", "all again with a mask"), ("an image", "by hand"))
 CASES = [
     (name, turn, call)
     for name, own in FAMILIES.items()
@@ -65,7 +62,7 @@ def media(turn: dict) -> dict:
 
 
 def turns(model: PreTrainedModel, turn: str) -> tuple[dict, dict]:
-    return sample(model, images=1, text=4, seed=1, size=3), sample(model, **TURNS[turn])
+    return sample(model, images=1, text=4, seed=1), sample(model, **TURNS[turn])
 
 
 def following(model: PreTrainedModel, ids: Tensor, new: int, mask: bool) -> dict:
