@@ -346,6 +346,19 @@ def decoder(
 # calls of every kind
 
 
+@contextmanager
+def noted_positions(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Position ids that the text model is given, forward by forward: ``[B, n]`` or ``[axes, B, n]``."""
+    noted: list[Tensor] = []
+
+    def enter(_: nn.Module, args: Any, kwargs: dict) -> None:
+        if (ids := kwargs.get("position_ids")) is not None:
+            noted.append(ids if ids.ndim == 2 or len(ids) < 4 else ids[1:])  # an axis that counts text comes first
+
+    with hooked([text_model(model).register_forward_pre_hook(enter, with_kwargs=True)]):
+        yield noted
+
+
 def run_hidden(
     model: PreTrainedModel,
     inputs: dict,

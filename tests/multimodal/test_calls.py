@@ -19,10 +19,9 @@ from contracts import (
     called,
     families,
     forced_tokens,
-    padded_on_the_right,
 )
-from oracles import run_hidden, text_model, tiny
-from tiny_models import CACHE, FAMILIES, WORDS, batch, build, extended, family, is_visual, sample
+from oracles import noted_positions, run_hidden, text_model, tiny
+from tiny_models import CACHE, FAMILIES, extended, family, sample
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
@@ -33,15 +32,6 @@ FORCED = forced_tokens(1, steps=2)
 
 def prompt(model: PreTrainedModel) -> dict:
     return sample(model, images=1, text=4, seed=1, size=3)
-
-
-def prompts(model: PreTrainedModel) -> list[dict]:
-    """An image, none, an image of another size: rows of three lengths."""
-    return [
-        sample(model, images=1, text=3, seed=1, size=1),
-        sample(model, images=0, text=6, seed=3),
-        sample(model, images=1, text=7, seed=4, size=2),
-    ]
 
 
 # one prompt and two tokens, in many ways
@@ -187,13 +177,9 @@ RARE = ("several tokens", "gradients", "inference mode")  # of which the thoroug
 def stock_positions(model: PreTrainedModel) -> Tensor:
     """Position ids ``[1, L + 2]`` or ``[axes, 1, L + 2]`` of the prompt and its two tokens."""
     inputs = extended(model, prompt(model), FORCED)
-    seen: list[Any] = []
-    handle = text_model(model).register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append(kwargs.get("position_ids")), with_kwargs=True
-    )
-    model(**inputs)
-    handle.remove()
-    return torch.arange(inputs["input_ids"].shape[1])[None] if seen[0] is None else seen[0]
+    with noted_positions(model) as noted:
+        model(**inputs)
+    return noted[0] if noted else torch.arange(inputs["input_ids"].shape[1])[None]
 
 
 @cache
@@ -235,107 +221,3 @@ def test_a_call_is_the_plain_call(name: str, call: str) -> None:
         torch.testing.assert_close(CALLS[call](model, inputs), theirs, **EXACT)
     with prune(model, PRUNES):
         torch.testing.assert_close(CALLS[call](model, inputs), pruned, **EXACT)
-
-
-@families
-def test_hidden_states_are_those_of_every_layer(name: str) -> None:
-    model = tiny(name)
-    inputs = prompt(model)
-    stock = model(**inputs, output_hidden_states=True).hidden_states
-    with prune(model, KEEPS_ALL):
-        same = model(**inputs, output_hidden_states=True).hidden_states
-    for ours, theirs in zip(same, stock, strict=True):
-        torch.testing.assert_close(ours, theirs, **EXACT)
-    with prune(model, PRUNES) as pruner:
-        found = model(**inputs, output_hidden_states=True).hidden_states
-    expected = run_hidden(model, inputs, [entry.kept for entry in pruner.report])[1]
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours[:, -1], theirs[:, -1], **EXACT)
-    assert found[-1].shape[1] < stock[-1].shape[1]
-
-
-@families
-@pytest.mark.parametrize("where", ["argument", "config"])
-def test_attention_weights_may_be_asked_for(name: str, where: str) -> None:
-    """In the settings of the model, its tower is asked, too."""
-    model = tiny(name, "eager")
-    inputs, settings = prompt(model), [model.config, model.config.get_text_config(), model.config.vision_config]
-    asked = {"output_attentions": True} if where == "argument" else {}
-
-    def read() -> Any:
-        for own in settings if where == "config" else ():
-            own.output_attentions = True
-        try:
-            return model(**inputs, **asked)
-        finally:
-            for own in settings if where == "config" else ():
-                own.output_attentions = False
-
-    stock = called(read)
-    with prune(model, KEEPS_ALL):
-        same = read()
-        torch.testing.assert_close(same.logits, stock.logits, **EXACT)
-        for ours, theirs in zip(same.attentions or (), stock.attentions or (), strict=True):
-            torch.testing.assert_close(ours, theirs, **EXACT)
-    with prune(model, PRUNES):
-        plain = model(**inputs)
-        torch.testing.assert_close(read().logits, plain.logits, **EXACT)
-        torch.testing.assert_close(model(**inputs).logits, plain.logits, **EXACT)
-
-
-@families
-def test_embeddings_may_be_resized(name: str) -> None:
-    """Before the block and inside of it."""
-    model = build(name)
-    inputs = prompt(model)
-    with prune(model, PRUNES):
-        expected = model(**inputs).logits
-        model.resize_token_embeddings(WORDS + 5)
-        torch.testing.assert_close(model(**inputs).logits[..., :WORDS], expected, **EXACT)
-    with prune(model, PRUNES):
-        torch.testing.assert_close(model(**inputs).logits[..., :WORDS], expected, **EXACT)
-
-
-# rows that are padded
-
-
-@families
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_places_tell_where_outputs_belong(name: str, side: str) -> None:
-    """Outputs are padded on the left; each has a place in the row as it was given."""
-    model = tiny(name)
-    inputs = batch(prompts(model)) if side == "left" else padded_on_the_right(prompts(model))
-    stock = model(**inputs).logits
-    for chosen in (KEEPS_ALL, PRUNES):
-        with prune(model, chosen) as pruner:
-            logits = model(**inputs).logits
-        report = pruner.report
-        kept = [entry.kept for entry in report]
-        schedule = [(step.layer, step.keep_ratio) for step in chosen.schedule]
-        expected = stock if chosen is KEEPS_ALL else run_hidden(model, inputs, kept, schedule)[0]
-        for row, entry in enumerate(report):
-            assert entry.places.dtype == torch.long and entry.places.shape == (logits.shape[1],)
-            padding = int((entry.places < 0).sum())
-            assert (entry.places[:padding] == -1).all()
-            own = inputs["attention_mask"][row].nonzero()[:, 0]
-            text = own[~is_visual(inputs)[row, own]]
-            assert torch.equal(entry.places[padding:], torch.cat([text, own[entry.kept[-1]]]).unique())
-            torch.testing.assert_close(logits[row, padding:], expected[row, entry.places[padding:]], **EXACT)
-
-
-@pytest.mark.parametrize("name", [name for name, own in FAMILIES.items() if own.rotary_axes == 1])
-@pytest.mark.parametrize("masked", [True, False], ids=["mask", "no mask"])
-def test_rows_padded_on_the_right_go_on(name: str, masked: bool) -> None:
-    """New tokens come after the padding, which stays hidden with a mask over all or without one."""
-    model = tiny(name)
-    inputs, forced = padded_on_the_right(prompts(model)), forced_tokens(3, steps=2)
-    whole = extended(model, inputs, forced)
-    with prune(model, PRUNES) as pruner:
-        output, steps = model(**inputs), []
-        report = pruner.report
-        for read, token in enumerate(forced.T, 1):
-            mask = {"attention_mask": whole["attention_mask"][:, : read - 2 or None]} if masked else {}
-            output = model(input_ids=token[:, None], **mask, **{CACHE: output[CACHE]})
-            steps.append(output.logits)
-    expected = run_hidden(model, whole, [entry.kept for entry in report])[0]
-    torch.testing.assert_close(torch.cat(steps, 1), expected[:, -2:], **EXACT)

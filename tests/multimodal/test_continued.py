@@ -5,14 +5,12 @@ generate() and by hand. Keeping everything, each is the stock model's; pruned, t
 conversation.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from contracts import EXACT, KEEPS_ALL, PRUNES, THOROUGH, called, forced_tokens, generated
-from oracles import hooked, run_hidden, text_model, tiny
+from oracles import noted_positions, run_hidden, tiny
 from tiny_models import BY_TOKEN, CACHE, FAMILIES, READS_NEW_TURNS, family, is_visual, media_of, sample, token_inputs
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -94,19 +92,6 @@ def converse(model: PreTrainedModel, turn: str, call: str, pruner: Any = None) -
     return Conversation(logits, whole, [[torch.cat(step) for step in steps]])
 
 
-@contextmanager
-def noted_positions(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Position ids of several rotary axes ``[3, 1, n]``, forward by forward."""
-    noted: list[Tensor] = []
-
-    def enter(_: Any, args: Any, kwargs: dict) -> None:
-        if (ids := kwargs.get("position_ids")) is not None and family(model).rotary_axes > 1:
-            noted.append((ids[1:] if len(ids) > 3 else ids).expand(3, 1, -1))
-
-    with hooked([text_model(model).register_forward_pre_hook(enter, with_kwargs=True)]):
-        yield noted
-
-
 @pytest.mark.parametrize(("name", "turn", "call"), CASES)
 def test_conversations_go_on(name: str, turn: str, call: str) -> None:
     """The stock model of several rotary axes gives a later image positions that its whole conversation would not."""
@@ -115,7 +100,8 @@ def test_conversations_go_on(name: str, turn: str, call: str) -> None:
         stock = called(lambda: converse(model, turn, call))
     with prune(model, KEEPS_ALL):
         same = converse(model, turn, call)
-    positions = {"position_ids": torch.cat(noted, -1)} if noted else {}
+    several = family(model).rotary_axes > 1
+    positions = {"position_ids": torch.cat([ids.expand(3, 1, -1) for ids in noted], -1)} if several else {}
     if not torch.allclose(same.logits, stock.logits, **EXACT):
         told = positions if READS_NEW_TURNS else {}  # older versions err in positions, too
         at_once = model(**stock.whole | told).logits[:, -stock.logits.shape[1] :]

@@ -40,7 +40,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "beams": {"num_beams": 2, "num_return_sequences": 2, "output_scores": True, "length_penalty": 0.0},
     "sampled beams": {"num_beams": 2, "do_sample": True, "output_scores": True, "length_penalty": 0.0},
 }
-RARE = ("sampling", "sampled beams")  # of which the thorough families are told
+RARE = ("greedy", "sampling", "sampled beams")  # of which the thorough families are told
 
 
 def answered(model: PreTrainedModel, inputs: dict, options: dict) -> Any:
