@@ -145,7 +145,7 @@ def observe_sample(
     encoded: dict[Modality, Encoded] = {}
     evidence: list[VisionEvidence] = []
 
-    def note_encoded(modality: Modality, layouts: list[Layout], seen: list[VisionEvidence]) -> None:
+    def note_encoded(modality: Modality, output: Any, layouts: list[Layout], seen: list[VisionEvidence]) -> None:
         first = sum(len(layout.views) for each in encoded.values() for layout in each.layouts)
         encoded[modality] = Encoded(layouts)
         evidence.extend(each.shifted(first) for each in seen)

@@ -1,12 +1,12 @@
 """``with prune(model, config):`` — hooks on a stock transformers model, gone on exit."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ def prune(model: PreTrainedModel, config: PruningConfig) -> Iterator["Pruner"]:
 class _Unlocated:
     """A prompt whose images the model may still be encoding."""
 
-    kinds: Sequence[Modality]
+    encoded: dict[Modality, Encoded | None]  # None: what this forward encodes
     token_ids: NDArray[np.int64]
     valid: NDArray[np.bool_]
     blocks: Tensor | None
@@ -89,6 +89,7 @@ class _Forward(threading.local):
 
     def __init__(self) -> None:
         self.encoded: dict[Modality, Encoded] = {}  # by the last encoding of each modality
+        self.outputs: list[tuple[ref[Any], Encoded]] = []  # by the model's output, which may be handed in later
         self.last: Prefill | None = None
         self.has_read = False
         self.fed: Prompt | None = None
@@ -150,9 +151,28 @@ class Pruner:
 
     # from pixels to the base model
 
-    def _see_encoded(self, modality: Modality, layouts: list[Layout], views: list[VisionEvidence]) -> None:
-        answers = token_evidence(self.modules.geometry, self._requests, layouts, views)
-        self._forward.encoded[modality] = Encoded(layouts, answers)
+    def _see_encoded(self, modality: Modality, output: Any, layouts: list[Layout], views: list[VisionEvidence]) -> None:
+        forward, answers = self._forward, token_evidence(self.modules.geometry, self._requests, layouts, views)
+        encoded = forward.encoded[modality] = Encoded(layouts, answers)
+        forward.outputs = [(known, own) for known, own in forward.outputs if known() is not None]
+        if not isinstance(output, tuple | list):  # a model output, which can be referred to
+            forward.outputs.append((ref(output), encoded))
+
+    def _encoded(self, kind: Modality, output: Any) -> Encoded | None:
+        """What was encoded before this forward; None: it encodes by itself.
+
+        Raises:
+            FlowpruneError: nobody saw it.
+        """
+        if output is None:
+            return None
+        for known, encoded in self._forward.outputs:
+            if known() is output:
+                return encoded
+        raise FlowpruneError(
+            f"mm_encoder_outputs holds a {kind} that was encoded outside of this block, or in parts: hand in what "
+            f"get_{kind}_features returns inside of it, and leave prefill_chunk_size unset."
+        )
 
     def _enter_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if kinds(kwargs):
@@ -186,7 +206,9 @@ class Pruner:
         token_ids, valid, positions = on_host(ids, forward.mask, text_positions(kwargs) if alone else None)
         check_unpacked(positions)
         blocks = self.modules.geometry.bidirectional_blocks(kwargs | {"input_ids": ids})
-        forward.unlocated = _Unlocated(given, token_ids, valid, blocks)
+        outputs = kwargs.get("mm_encoder_outputs") or {}
+        encoded = {kind: self._encoded(kind, outputs.get(kind)) for kind in given}
+        forward.unlocated = _Unlocated(encoded, token_ids, valid, blocks)
         return args, kwargs
 
     def _leave_base(self, *_: Any) -> None:
@@ -200,7 +222,7 @@ class Pruner:
             forward.reset()
         prompt, forward.fed = forward.fed, None
         if (found := forward.unlocated) is not None:
-            encoded = {kind: forward.encoded.get(kind, Encoded([])) for kind in found.kinds}
+            encoded = {kind: own or forward.encoded.get(kind, Encoded([])) for kind, own in found.encoded.items()}
             prompt = locate(self.modules.geometry, found.token_ids, found.valid, encoded, found.blocks)
         if prompt is None and not (isinstance(cache, PrunedCache) and cache.ledger is not None):
             if cache is None or not cache.get_seq_length():

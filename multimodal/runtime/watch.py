@@ -26,7 +26,7 @@ from multimodal.runtime.hooks import Hook, MethodHook
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]  # mean, standard deviation
 Modality = Literal["image", "video"]
-OnEncoded = Callable[[Modality, list[Layout], list[VisionEvidence]], None]
+OnEncoded = Callable[[Modality, Any, list[Layout], list[VisionEvidence]], None]
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def watch_vision(
         modules: of the model.
         requests: what is asked of the tower.
         normalization: mean and standard deviation of the image processor, for requests that read pixels.
-        on_encoded: called with the layouts of the images or videos and the evidence of their views, each time the model
-            encodes some.
+        on_encoded: called with the modality, the model's output, the layouts of the images or videos and the evidence
+            of their views, each time the model encodes some.
     """
     geometry, seen, requests = modules.geometry, _Seen(), list(requests)
 
@@ -102,7 +102,7 @@ def watch_vision(
                 evidence = [VisionEvidence.of(each, requests) for each in views]
         finally:
             seen.__init__()  # type: ignore[misc]
-        on_encoded(modality, layouts, evidence)
+        on_encoded(modality, output, layouts, evidence)
         return output
 
     layers = {layer for request in requests for layer in request.attention_layers}

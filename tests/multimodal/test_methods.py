@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from oracles import LAYER_0_AND_INNER, config, tiny
-from tiny_models import batch, is_visual, sample
+from tiny_models import CACHE, batch, is_visual, sample
 from torch import Tensor
 
 from multimodal import FlowpruneError, PruningConfig, prune
@@ -229,6 +230,21 @@ class Averaging(Method):
         return Selection(kept, torch.zeros(images, left, dtype=torch.long), torch.full((images, left), 1 / left))
 
 
+class Halving(Method):
+    """Merging at every step: each two neighbours become their mean."""
+
+    name: Literal["test_halving"] = "test_halving"
+
+    @property
+    def merged_weight(self) -> float:
+        return 1.0
+
+    def reduce(self, tokens: VisualTokens, count: int) -> Selection:
+        images, left = tokens.index.shape
+        owner = torch.arange(left).div(2, rounding_mode="floor").expand(images, -1)
+        return Selection(torch.arange(0, left, 2).expand(images, -1), owner, torch.full((images, left), 0.5))
+
+
 class Miscounting(Method):
     name: Literal["test_miscounting"] = "test_miscounting"
 
@@ -280,6 +296,34 @@ def test_own_methods_prune_and_round_trip(model_name: str, fields: dict, tmp_pat
             assert (seen[0][row] == 0).all(1).sum() >= kept_counts(layouts[image], chosen.schedule)[0] - len(
                 layouts[image].newlines
             ) - 1
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_merge_inside_the_language_model_counts_all_that_it_stands_for(attention: str) -> None:
+    """Hidden states merge, and later layers and decoding weigh a token by every token that went into it."""
+    model = tiny("llava_clip", attention)  # 64 visual tokens, then 32, then 16
+    inputs, seen = sample(model), []
+    visual = is_visual(inputs)[0]
+    first, words = int(visual.nonzero()[0]), int((~visual).sum())
+    with prune(model, config([(1, 0.5), (3, 0.5)], name="test_halving")) as pruner:
+        handles = [  # behind the pruner's own
+            layer.register_forward_pre_hook(
+                lambda _, args, kwargs: seen.append((args[0], kwargs["attention_mask"])), with_kwargs=True
+            )
+            for layer in model.model.language_model.layers
+        ]
+        cache = model(**inputs)[CACHE]
+        model(input_ids=torch.tensor([[11]]), **{CACHE: cache})
+    for handle in handles:
+        handle.remove()
+    assert [len(kept) for kept in pruner.report[0].kept] == [32, 16]
+    for layer, (tokens, size) in {1: (32, 2), 2: (32, 2), 3: (16, 4), 4: (16, 4)}.items():
+        for hidden, mask in (seen[layer], seen[5 + layer]):  # prefill, decoding
+            assert hidden.shape[1] in (words + tokens, 1)
+            row = mask[0, 0, -1]
+            expected = torch.zeros(len(row))
+            expected[first : first + tokens] = np.log(size)
+            torch.testing.assert_close(row, expected)
 
 
 def test_a_method_that_miscounts_is_stopped() -> None:

@@ -77,9 +77,9 @@ needs_encoding_first = pytest.mark.skipif(
         (static_cache, "StaticCache .* leave cache_implementation unset"),
         (static_generate, "cache_implementation|attention mask"),
         (ready_mask, "pass the 2-D padding mask"),
-        pytest.param(chunks, "placeholders", marks=needs_encoding_first),
+        pytest.param(chunks, "in parts: .* leave prefill_chunk_size unset", marks=needs_encoding_first),
         (embeddings_only, "pass input_ids"),
-        pytest.param(unseen_encoding, "placeholders", marks=needs_encoding_first),
+        pytest.param(unseen_encoding, "encoded outside of this block", marks=needs_encoding_first),
     ],
 )
 def test_refused_calls(name: str, call: Any, message: str) -> None:
@@ -98,6 +98,25 @@ def test_refused_calls(name: str, call: Any, message: str) -> None:
     with pytest.raises(FlowpruneError), prune(model, chosen):
         call(model, inputs)
     assert_restored(model, inputs, before, logits)
+
+
+@needs_encoding_first
+@pytest.mark.parametrize("name", ["llava_siglip", "qwen2_5_vl"])
+def test_images_that_were_encoded_earlier_keep_their_own_evidence(name: str) -> None:
+    """Two images of one size are encoded, then read in the other order."""
+    model, expected = tiny(name), []
+    prompts = [sample(model, images=1, seed=seed, text=5) for seed in (1, 2)]
+    with prune(model, config()) as pruner:
+        for inputs in prompts:
+            model(**inputs)
+            expected.append([kept.tolist() for kept in pruner.report[0].kept])
+        keys = [key for key in ("pixel_values", "image_sizes", "image_grid_thw") if key in prompts[0]]
+        encoded = [model.model.get_image_features(**{key: own[key] for key in keys}) for own in prompts]
+        for number in (0, 1, 0):
+            told = {key: value for key, value in prompts[number].items() if key != "pixel_values"}
+            model(**told, mm_encoder_outputs={"image": encoded[number]})
+            assert [kept.tolist() for kept in pruner.report[0].kept] == expected[number]
+    assert expected[0] != expected[1]
 
 
 @families
