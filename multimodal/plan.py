@@ -102,11 +102,6 @@ class Plan:
         """Tokens of each prompt that a layer sees, padding not counted ``[prompts]``."""
         return tuple(row.tokens_by_layer[layer] for row in self.rows)
 
-    def padding(self, layer: int) -> tuple[int, ...]:
-        """Padding on the left of each prompt in a layer that some step has cut ``[prompts]``."""
-        lengths = self.lengths(layer)
-        return tuple(max(lengths) - length for length in lengths)
-
 
 def make_plan(prompts: Sequence[tuple[Sequence[Layout], int]], schedule: Sequence[PruningStep], layers: int) -> Plan:
     """Plan a batch.

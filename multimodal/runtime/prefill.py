@@ -154,12 +154,9 @@ class Prefill(Reading):
         self._groups = [group.to(hidden.device) for group in self._groups]
         chosen = [self._select(layer, group, before, hidden) for group in self._groups]
         after = [group.after(selection) for group, selection in zip(self._groups, chosen, strict=True)]
-        lengths, kept = list(before.lengths), [group.in_prompt for group in after]
-        for group, old in zip(after, self._groups, strict=True):
-            for image in group.images:
-                lengths[self.prompt.images[image].row] -= old.index.shape[1] - group.index.shape[1]
+        kept = [group.in_prompt for group in after]
         index = torch.cat([self._stays.to(hidden.device), self._by_row(after, kept)], 1)
-        segment, gather = before.next(index, tuple(lengths), before.bias)
+        segment, gather = before.next(index, self._lengths(layer, before, after), before.bias)
         left = [gather_tokens(states, gather) for states in carried]
         weight, bias = self.config.method.merged_weight, segment.bias
         for group, old, selection, own in zip(after, self._groups, chosen, kept, strict=True):
@@ -190,6 +187,16 @@ class Prefill(Reading):
         if method.exact and selection.kept.shape[1] != count:
             raise FlowpruneError(f"{method.name} left {selection.kept.shape[1]} tokens: it must leave exactly {count}.")
         return selection
+
+    def _lengths(self, layer: int, before: Segment, after: Sequence[Group]) -> tuple[int, ...]:
+        """Tokens of each row that a step leaves: as planned, or as counted where a method's counts are not exact."""
+        if self.config.method.exact:
+            return self.plan.lengths(layer)
+        lengths = list(before.lengths)
+        for group, old in zip(after, self._groups, strict=True):
+            for image in group.images:
+                lengths[self.prompt.images[image].row] -= old.index.shape[1] - group.index.shape[1]
+        return tuple(lengths)
 
     def _by_row(self, groups: Sequence[Group], kept: Sequence[Tensor]) -> Tensor:
         """Tokens of images as ones of rows ``[B, most of a row]``, −1 pads."""
