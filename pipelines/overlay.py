@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from multimodal import PruningConfig, prune
-from multimodal.evidence import PatchEntropy, ReceivedAttention, Request, VisionRequest, joined, token_evidence
+from multimodal.evidence import PatchEntropy, ReceivedAttention, Request, joined, token_evidence
 from multimodal.layout import Layout
 from multimodal.methods import VisualTokens
 from multimodal.plan import kept_counts
@@ -50,7 +50,7 @@ def overlay_panels(
         name: above the image.
     """
     inputs, geometry = build_inputs(opened, [sample]), opened.modules.geometry
-    own = [request for request in config.method.evidence if isinstance(request, VisionRequest)]
+    own = config.method.vision_requests
     shown = {"entropy (bits)": PatchEntropy()} | {
         f"attention received, layer {layer}": ReceivedAttention(layer)
         for layer in sorted({layer for request in own for layer in request.attention_layers})

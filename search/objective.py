@@ -16,7 +16,7 @@ from transformers import Cache
 
 from multimodal import PruningConfig, prune
 from multimodal.costs import Workload
-from multimodal.evidence import VisionEvidence, VisionRequest, stacked, token_evidence
+from multimodal.evidence import VisionEvidence, stacked, token_evidence
 from multimodal.families import Modules
 from multimodal.runtime import Pruner
 from multimodal.runtime.prompt import Image, Prompt
@@ -117,7 +117,7 @@ class Objective:
             cache: filled if given.
         """
         if pruner is not None:
-            requests = [each for each in pruner.config.method.evidence if isinstance(each, VisionRequest)]
+            requests = pruner.config.method.vision_requests
             layouts = [image.layout for image in batch.prompt.images]
             answers = token_evidence(self.modules.geometry, requests, layouts, batch.evidence)
             pruner.feed(replace(batch.prompt, evidence=answers))

@@ -229,7 +229,7 @@ def vision_requests(
     found: list[VisionRequest] = []
     for chosen in product(*values.values()):
         made = make_method({"name": method, **fixed, **dict(zip(values, chosen, strict=True))})
-        found = joined([*found, *(request for request in made.evidence if isinstance(request, VisionRequest))])
+        found = joined([*found, *made.vision_requests])
     return found
 
 

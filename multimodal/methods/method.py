@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from multimodal.errors import FlowpruneError, one_sentence
-from multimodal.evidence import Request
+from multimodal.evidence import Request, VisionRequest
 from multimodal.layout import Layout
 from multimodal.selection import Selection
 
@@ -96,6 +96,11 @@ class Method(BaseModel):
     def evidence(self) -> Sequence[Request]:
         """What it looks at."""
         return ()
+
+    @property
+    def vision_requests(self) -> list[VisionRequest]:
+        """What of its evidence the vision tower answers."""
+        return [request for request in self.evidence if isinstance(request, VisionRequest)]
 
     @property
     def merged_weight(self) -> float:

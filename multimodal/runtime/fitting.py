@@ -3,7 +3,6 @@
 from multimodal.config import PruningConfig
 from multimodal.costs import sliding_window
 from multimodal.errors import FlowpruneError
-from multimodal.evidence import VisionRequest
 from multimodal.families import Modules
 
 
@@ -38,7 +37,7 @@ def check_fits(modules: Modules, config: PruningConfig) -> None:
             )
     if config.positions not in geometry.positions:
         raise FlowpruneError("positions 'compact' does not fit several rotary axes: set positions to 'original'.")
-    requests = [request for request in method.evidence if isinstance(request, VisionRequest)]
+    requests = method.vision_requests
     for request in requests:
         for layer in (*request.attention_layers, *request.feature_layers):
             geometry.vision_layer(layer)

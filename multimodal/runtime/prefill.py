@@ -214,6 +214,10 @@ class Prefill(Reading):
         index[torch.from_numpy(flat).to(index.device)] = torch.cat([own.flatten() for own in kept])
         return index.view(self._batch, -1)
 
+    def forget(self) -> None:
+        super().forget()
+        del self._answers  # with the embeddings and attention that it may hold
+
     def see_attention(self, layer: int, *seen: Any) -> None:
         """Keep of a layer's attention what the next step reads."""
         self._answers.see_attention(layer, *seen)

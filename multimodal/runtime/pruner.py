@@ -16,7 +16,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from multimodal.config import PruningConfig
 from multimodal.errors import FlowpruneError
-from multimodal.evidence import LanguageAttention, VisionEvidence, VisionRequest, token_evidence
+from multimodal.evidence import LanguageAttention, VisionEvidence, token_evidence
 from multimodal.families import modules_of
 from multimodal.layout import Layout
 from multimodal.runtime.attention import observed_attention
@@ -114,7 +114,7 @@ class Pruner:
         self.config = config
         self.modules = modules_of(model)
         check_fits(self.modules, config)
-        self._requests = [request for request in config.method.evidence if isinstance(request, VisionRequest)]
+        self._requests = config.method.vision_requests
         self._forward = _Forward()
         self._last: Prefill | None = None  # of any thread
 
@@ -299,6 +299,8 @@ class Pruner:
             forward.cache.driven = False
             if output is not None and forward.reading is not None:  # None after an exception
                 forward.cache.ledger = forward.reading.ended()
+        if forward.reading is not None:
+            forward.reading.forget()
         forward.reading = forward.cache = forward.unlocated = None
 
     def _enter_layer(self, number: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

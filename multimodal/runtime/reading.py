@@ -121,6 +121,10 @@ class Reading:
             self._memo[key] = make()
         return self._memo[key]
 
+    def forget(self) -> None:
+        """Let go of what only the layers of this forward share: masks, rotary angles, evidence."""
+        self._memo.clear()
+
     def _keys(self, layer: int) -> Keys:
         new = self.new_keys(layer)
         if self.past is None:
