@@ -13,7 +13,18 @@ from multimodal.config import Measure, Positions
 from multimodal.errors import one_sentence
 
 Stage = Literal[
-    "calibrate", "search", "validate", "export", "maps", "generate", "benchmark", "compare", "watch", "cancel", "sync", "proxy"
+    "calibrate",
+    "search",
+    "validate",
+    "export",
+    "maps",
+    "generate",
+    "benchmark",
+    "compare",
+    "watch",
+    "cancel",
+    "sync",
+    "proxy",
 ]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 

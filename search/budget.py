@@ -107,7 +107,9 @@ def check_reachable(measure: Measure, target: float, cost: Cost, layer: int = 0)
             f"ask for at least {_rounded_up(least):g}."
         )
     if target > most:
-        raise BudgetUnreachableError(f"budget.{measure} is {target:g}, but keeping everything costs {most:.4g}: ask for less.")
+        raise BudgetUnreachableError(
+            f"budget.{measure} is {target:g}, but keeping everything costs {most:.4g}: ask for less."
+        )
 
 
 def _rounded_up(value: float, digits: int = 4) -> float:

@@ -1,6 +1,5 @@
 """Who takes part in a comparison: methods at their published defaults and tuned, each at each budget."""
 
-from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Literal, cast
@@ -65,9 +64,7 @@ def method_settings(settings: Settings, name: str) -> MethodSettings:
         return settings.method
     file = resources.files("conf") / "method" / f"{name}.yaml"
     if not file.is_file():
-        return MethodSettings(
-            name=name, fixed={}, ranges={}, untuned=Untuned(parameters={}, places=[0.0], ratios=[])
-        )
+        return MethodSettings(name=name, fixed={}, ranges={}, untuned=Untuned(parameters={}, places=[0.0], ratios=[]))
     found = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")), resolve=True)
     return MethodSettings.model_validate(found)
 
@@ -102,9 +99,4 @@ def folder_of(settings: Settings) -> Path:
 
 def label(method: str, variant: str) -> str:
     """A contender in words."""
-    return {UNPRUNED: "unpruned", DOWNSCALED: "downscaled picture"}.get(variant, f"{method}, {variant}")
-
-
-def labels(pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """The same of several."""
-    return [label(*pair) for pair in pairs]
+    return {UNPRUNED: "unpruned", DOWNSCALED: "downscaled", PUBLISHED: method}.get(variant, f"{method} {variant}")
