@@ -34,8 +34,8 @@ def seconds_to_first_token(
             with prune(model, config) if config else nullcontext():
                 watch.time(f"own {number}", partial(_read, model, own))
     medians, prompts = watch.medians(), range(len(plain))
-    unpruned, own = (sum(medians[f"{which} {n}"] for n in prompts) / len(plain) for which in ("unpruned", "own"))
-    return unpruned, own
+    before, after = (sum(medians[f"{which} {n}"] for n in prompts) / len(plain) for which in ("unpruned", "own"))
+    return before, after
 
 
 def _read(model: Any, inputs: Inputs) -> None:

@@ -99,4 +99,6 @@ def folder_of(settings: Settings) -> Path:
 
 def label(method: str, variant: str) -> str:
     """A contender in words."""
-    return {UNPRUNED: "unpruned", DOWNSCALED: "downscaled", PUBLISHED: method}.get(variant, f"{method} {variant}")
+    if variant in (UNPRUNED, DOWNSCALED):
+        return variant
+    return method if variant == PUBLISHED else f"{method} {variant}"

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from io import StringIO
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -20,7 +21,7 @@ PALETTE = (
     "#0d9488", "#b45309", "#4f46e5", "#be123c",
 )  # fmt: skip
 GREY = "#8a8f98"
-LOOK = {
+LOOK: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "text.color": INK,
@@ -42,14 +43,14 @@ def accuracy_figure(comparison: Comparison) -> str:
         axes.axhline(comparison.unpruned.accuracy.mean, color=INK, linewidth=0.8, linestyle=":")
         for name, rows in _lines(comparison).items():
             look = _look(comparison, rows[0])
-            at = [row.budget for row in rows]
+            at = [row.budget or 1.0 for row in rows]
             axes.plot(at, [row.accuracy.mean for row in rows], label=name, markersize=5, **look)
             if len(rows) > 1:
                 low, high = ([getattr(row.accuracy, end) for row in rows] for end in ("low", "high"))
                 axes.fill_between(at, low, high, color=look["color"], alpha=0.08, linewidth=0)
             else:
                 [row] = rows
-                axes.plot([row.budget] * 2, [row.accuracy.low, row.accuracy.high], color=look["color"], alpha=0.4)
+                axes.plot(at * 2, [row.accuracy.low, row.accuracy.high], color=look["color"], alpha=0.4)
         axes.set(xscale="log", xlabel=f"{comparison.measure} (share of the unpruned model's)")
         axes.set_ylabel("accuracy" if comparison.known else "agreement with the unpruned model")
         axes.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
@@ -111,7 +112,7 @@ def _lines(comparison: Comparison) -> dict[str, list[Row]]:
     return {name: lines[name] for name in sorted(lines, key=lambda name: -total[name])}
 
 
-def _look(comparison: Comparison, row: Row) -> dict:
+def _look(comparison: Comparison, row: Row) -> dict[str, Any]:
     """A colour a method; tuned is solid, published dashed."""
     methods = sorted(
         {each.method for rows in comparison.budgets.values() for each in rows if each.variant != DOWNSCALED}

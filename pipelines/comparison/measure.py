@@ -89,7 +89,7 @@ def measure_unpruned(bench: Bench) -> Measured:
         bench.opened.model, bench.timed, bench.timed, None, bench.settings.compare.repeats
     )
     nothing = [0.0] * len(bench.samples)
-    shares = {"retention": 1.0, "flops_share": 1.0, "kv_share": 1.0}
+    shares: dict[str, Any] = {"retention": 1.0, "flops_share": 1.0, "kv_share": 1.0}
     return _kept(
         bench,
         Measured(
@@ -192,7 +192,7 @@ def _heldout(bench: Bench, own: Settings) -> Calibration:
 
 
 @torch.inference_mode()
-def _distances(opened: OpenedModel, hidden: Tensor, reference: Tensor) -> dict[str, list[float]]:
+def _distances(opened: OpenedModel, hidden: Tensor, reference: Tensor) -> dict[str, Any]:
     """How far hidden states ``[N, C]`` are from the unpruned ones, sample by sample."""
     device = opened.modules.text_model.device
     hidden, reference = hidden.to(device), reference.to(device)
@@ -200,7 +200,7 @@ def _distances(opened: OpenedModel, hidden: Tensor, reference: Tensor) -> dict[s
     return {"discrepancies": discrepancy_of(hidden, reference).tolist(), "divergences": kl.tolist()}
 
 
-def _spent(reports: Sequence[SampleReport]) -> dict[str, float]:
+def _spent(reports: Sequence[SampleReport]) -> dict[str, Any]:
     """Retention and KV bytes as the runtime counted them, over all samples together."""
     tokens = sum(report.visual_tokens for report in reports)
     return {
@@ -211,7 +211,7 @@ def _spent(reports: Sequence[SampleReport]) -> dict[str, float]:
 
 def _shares(
     opened: OpenedModel, theirs: Sequence[CalibrationSample], reference: Sequence[CalibrationSample]
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """What prompts cost beside others."""
     text = opened.modules.text_model.config
     totals = []

@@ -161,7 +161,7 @@ def _pictures(strips: Sequence[Strip]) -> str:
 
 def _predictors(comparison: Comparison) -> str:
     groups = list(next(iter(comparison.predictors.values())))
-    rows = [
+    rows: list[tuple[str, list[Cell]]] = [
         ("", [(name, name), *((correlation(found[group]), found[group] or 0.0) for group in groups)])
         for name, found in comparison.predictors.items()
     ]

@@ -49,7 +49,7 @@ class Bootstrap:
         low, high = np.quantile(self.means(values), [tail, 1 - tail])
         return Interval(float(np.mean(values)), float(low), float(high))
 
-    def best_shares(self, values: Sequence[Sequence[float]]) -> list[float]:
+    def best_shares(self, values: Sequence[Sequence[float] | NDArray[np.float64]]) -> list[float]:
         """For each of several contenders ``[contenders][samples]``, the share of resamples in which it is the best;
         those that tie share."""
         means = np.array([self.means(each) for each in values])

@@ -92,7 +92,7 @@ def write_csv(comparison: Comparison, path: Path) -> Path:
 
 
 def _flat(row: Row) -> dict[str, object]:
-    who = {"method": row.method, "variant": row.variant, "budget": row.budget, "trials": row.trials}
+    who: dict[str, object] = {"method": row.method, "variant": row.variant, "budget": row.budget, "trials": row.trials}
     kinds = {f"accuracy_{kind}": value for kind, value in row.kinds.items()}
     return who | metrics(row) | kinds | {"remark": row.remark}
 
