@@ -1,15 +1,17 @@
 """Stage compare: methods side by side on held-out samples, at the same exact budgets, published and equally tuned."""
 
-from pathlib import Path
-
 from pipelines import search
+from pipelines.comparison.bench import Bench
 from pipelines.comparison.contenders import PUBLISHED, TUNED, budgets_of, folder_of, label, methods_of
 from pipelines.comparison.entrants import Entrant, enter, tune
-from pipelines.comparison.measure import Bench, measure_downscaled, measure_pruned, measure_unpruned
+from pipelines.comparison.figures import save_accuracy
+from pipelines.comparison.files import write_tables
+from pipelines.comparison.measure import measure_downscaled, measure_pruned, measure_unpruned
 from pipelines.comparison.measured import Measured
 from pipelines.comparison.page import write_page
-from pipelines.comparison.summary import Comparison, summarise
-from pipelines.comparison.tables import budget_table, kinds_table, predictors_table, write_csv
+from pipelines.comparison.rows import Comparison
+from pipelines.comparison.summary import summarise
+from pipelines.comparison.tables import budget_table, kinds_table, predictors_table
 from pipelines.comparison.tiles import draw_tiles
 from pipelines.comparison.tracked import track
 from pipelines.comparison.verdict import verdicts
@@ -19,7 +21,7 @@ from pipelines.opened import open_model
 from pipelines.settings import Settings
 from search.tracking import check_store
 
-ROWS, PAGE = "comparison.csv", "comparison.html"
+PAGE, FIGURE = "comparison.html", "comparison.png"
 
 
 def check(settings: Settings) -> None:
@@ -61,7 +63,7 @@ def run(settings: Settings) -> Comparison:
         settings.seed,
         left_out,
     )
-    _conclude(settings, bench, comparison, pruned)
+    _conclude(settings, bench, comparison, unpruned, pruned)
     return comparison
 
 
@@ -80,7 +82,9 @@ def _tuned(bench: Bench, unpruned: Measured, own: Settings) -> Measured:
     return measure_pruned(bench, unpruned, own, TUNED, tune(own), own.search.trials)
 
 
-def _conclude(settings: Settings, bench: Bench, comparison: Comparison, pruned: list[Measured]) -> None:
+def _conclude(
+    settings: Settings, bench: Bench, comparison: Comparison, unpruned: Measured, pruned: list[Measured]
+) -> None:
     """Print, write and track what was found."""
     for budget in comparison.budgets:
         console.print(budget_table(comparison, budget))
@@ -90,8 +94,8 @@ def _conclude(settings: Settings, bench: Bench, comparison: Comparison, pruned: 
     console.print(predictors_table(comparison))
     for verdict in verdicts(comparison):
         console.print(verdict, highlight=False)
-    folder: Path = folder_of(settings)
-    table = write_csv(comparison, folder / ROWS)
-    page = write_page(settings, comparison, draw_tiles(bench, comparison, pruned), folder / PAGE)
-    console.print(f"table: {table}\npage: {page}", soft_wrap=True)
-    track(settings, comparison, [table, page])
+    folder = folder_of(settings)
+    page = write_page(settings, comparison, draw_tiles(bench, comparison, unpruned, pruned), folder / PAGE)
+    files = [page, *write_tables(comparison, folder), save_accuracy(comparison, folder / FIGURE)]
+    console.print(f"page: {page}\ntables and figure: {', '.join(file.name for file in files[1:])}", soft_wrap=True)
+    track(settings, comparison, files)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipelines.comparison.contenders import DOWNSCALED, TUNED
-from pipelines.comparison.summary import Comparison, Row
+from pipelines.comparison.rows import Comparison, Row
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -38,26 +39,38 @@ LOOK: Any = {
 def accuracy_figure(comparison: Comparison) -> str:
     """Accuracy against budget, a line a method and variant, its interval as a band."""
     with plt.rc_context(LOOK):
-        figure, axes = plt.subplots(figsize=(8.6, 4.6), layout="constrained")
-        budgets = sorted(comparison.budgets)
-        axes.axhline(comparison.unpruned.accuracy.mean, color=INK, linewidth=0.8, linestyle=":")
-        for name, rows in _lines(comparison).items():
-            look = _look(comparison, rows[0])
-            at = [row.budget or 1.0 for row in rows]
-            axes.plot(at, [row.accuracy.mean for row in rows], label=name, markersize=5, **look)
-            if len(rows) > 1:
-                low, high = ([getattr(row.accuracy, end) for row in rows] for end in ("low", "high"))
-                axes.fill_between(at, low, high, color=look["color"], alpha=0.08, linewidth=0)
-            else:
-                [row] = rows
-                axes.plot(at * 2, [row.accuracy.low, row.accuracy.high], color=look["color"], alpha=0.4)
-        axes.set(xscale="log", xlabel=f"{comparison.measure} (share of the unpruned model's)")
-        axes.set_ylabel("accuracy" if comparison.known else "agreement with the unpruned model")
-        axes.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
-        axes.minorticks_off()
-        axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
-        figure.legend(loc="outside right center", fontsize=9)
-        return _svg(figure)
+        return _svg(_draw_accuracy(comparison))
+
+
+def save_accuracy(comparison: Comparison, path: Path) -> Path:
+    """The same as a PNG for documents; returns its path."""
+    figure = _draw_accuracy(comparison)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def _draw_accuracy(comparison: Comparison) -> Figure:
+    figure, axes = plt.subplots(figsize=(8.6, 4.6), layout="constrained")
+    budgets = sorted(comparison.budgets)
+    axes.axhline(comparison.unpruned.accuracy.mean, color=GREY, linewidth=1, linestyle=":")
+    for name, rows in _lines(comparison).items():
+        look = _look(comparison, rows[0])
+        at = [row.budget or 1.0 for row in rows]
+        axes.plot(at, [row.accuracy.mean for row in rows], label=name, markersize=5, **look)
+        if len(rows) > 1:
+            low, high = ([getattr(row.accuracy, end) for row in rows] for end in ("low", "high"))
+            axes.fill_between(at, low, high, color=look["color"], alpha=0.08, linewidth=0)
+        else:
+            [row] = rows
+            axes.plot(at * 2, [row.accuracy.low, row.accuracy.high], color=look["color"], alpha=0.4)
+    axes.set(xscale="log", xlabel=f"{comparison.measure} (share of the unpruned model's)")
+    axes.set_ylabel("accuracy" if comparison.known else "agreement with the unpruned model")
+    axes.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
+    figure.legend(loc="outside right center", fontsize=9)
+    return figure
 
 
 def pareto_figure(comparison: Comparison) -> str:
@@ -131,6 +144,8 @@ def _look(comparison: Comparison, row: Row) -> dict[str, Any]:
 
 def _svg(figure: Figure) -> str:
     """A figure as an element of a page: transparent, in the page's ink, as wide as there is room."""
+    for axes in figure.axes:
+        axes.set_ylim(top=min(axes.get_ylim()[1], 1.01))
     file = StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     plt.close(figure)

@@ -8,7 +8,7 @@ from importlib.metadata import version
 import torch
 
 from pipelines.comparison.contenders import methods_of
-from pipelines.comparison.summary import Comparison
+from pipelines.comparison.rows import Comparison
 from pipelines.opened import open_model
 from pipelines.settings import Settings
 from search.latency import device_name

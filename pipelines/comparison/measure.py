@@ -1,9 +1,6 @@
 """Measure contenders on the held-out samples, each once: what was measured earlier is read."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,70 +10,17 @@ from multimodal import PruningConfig
 from multimodal.costs import estimate
 from multimodal.runtime.report import SampleReport
 from pipelines.calibrate import Calibration, observed
-from pipelines.comparison.contenders import DOWNSCALE, DOWNSCALED, NONE, UNPRUNED, Variant, folder_of, label
+from pipelines.comparison.bench import Bench
+from pipelines.comparison.contenders import DOWNSCALE, DOWNSCALED, NONE, UNPRUNED, Variant, label
 from pipelines.comparison.downscale import downscaled
-from pipelines.comparison.measured import Identity, Measured, known
-from pipelines.data import Sample, data_digest
+from pipelines.comparison.measured import Measured, known
 from pipelines.first_token import seconds_to_first_token
-from pipelines.grading import answer_all, is_right
+from pipelines.grading import answer_all
 from pipelines.opened import OpenedModel
 from pipelines.prompts import build_inputs
 from pipelines.settings import Settings
 from search.calibration import CalibrationSample
-from search.latency import device_name
 from search.objective import Objective, discrepancy_of, next_token_kl
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What all contenders are measured with.
-
-    Args:
-        settings: of the run.
-        opened: the model.
-        samples: held out.
-    """
-
-    settings: Settings
-    opened: OpenedModel
-    samples: Sequence[Sample]
-
-    @property
-    def folder(self) -> Path:
-        """Where measurements are kept."""
-        return folder_of(self.settings)
-
-    @cached_property
-    def data(self) -> str:
-        """A digest of the samples."""
-        return data_digest(self.samples)
-
-    @cached_property
-    def timed(self) -> list[Mapping[str, Tensor]]:
-        """The prompts that are timed, each alone."""
-        return [build_inputs(self.opened, [sample]) for sample in self.samples[: self.settings.compare.timed]]
-
-    def identity(
-        self, method: str, variant: Variant, budget: float | None = None, config: PruningConfig | None = None
-    ) -> Identity:
-        """Of a contender's measurement."""
-        compare, device = self.settings.compare, device_name(self.opened.modules.text_model.device)
-        return Identity(
-            method=method,
-            variant=variant,
-            measure=self.settings.budget.measure,
-            budget=budget,
-            model=f"{self.settings.model.name} {self.opened.identity}",
-            data=self.data,
-            device=f"{device}, {len(self.timed)} prompts, {compare.repeats} times each",
-            config=None if config is None else config.model_copy(update={"provenance": None}),
-        )
-
-    def grade(self, answers: Sequence[str], reference: Sequence[str]) -> dict[str, Any]:
-        """What a contender's answers are worth, beside the unpruned model's."""
-        right = [None if s.answer is None else is_right(a, s) for a, s in zip(answers, self.samples, strict=True)]
-        agrees = [a == u for a, u in zip(answers, reference, strict=True)]
-        return {"answers": list(answers), "right": right, "agrees": agrees}
 
 
 def measure_unpruned(bench: Bench) -> Measured:

@@ -8,11 +8,11 @@ from pathlib import Path
 from pipelines.comparison.contenders import DOWNSCALED, UNPRUNED
 from pipelines.comparison.figures import accuracy_figure, pareto_figure
 from pipelines.comparison.made import how_it_was_made
+from pipelines.comparison.rows import Comparison, Row
 from pipelines.comparison.statistics import Interval
-from pipelines.comparison.summary import Comparison, Row
 from pipelines.comparison.tables import correlation, points
 from pipelines.comparison.tiles import Strip
-from pipelines.comparison.verdict import verdicts
+from pipelines.comparison.verdict import pruned, sentences
 from pipelines.settings import Settings
 
 Cell = tuple[str, float | str]  # what is shown, and what it is sorted by
@@ -48,7 +48,7 @@ def _sections(settings: Settings, comparison: Comparison, strips: Sequence[Strip
         f"{'' if comparison.known else ' without known answers: accuracy is agreement with the unpruned model'}; "
         f"intervals hold 95 % of {settings.compare.bootstrap:,} paired bootstrap resamples.</p>"
     )
-    yield "<h2>Which method to use</h2>" + _list(verdicts(comparison))
+    yield "<h2>Which method to use</h2>" + _list(comparison)
     yield _figure(accuracy_figure(comparison), "Accuracy against the budget. Solid: tuned; dashed: published defaults; "
                   "bands: 95 % intervals; dotted: unpruned.")  # fmt: skip
     yield _figure(pareto_figure(comparison), "Accuracy against the time to the first token: tower, what the method "
@@ -57,15 +57,18 @@ def _sections(settings: Settings, comparison: Comparison, strips: Sequence[Strip
     for budget, rows in comparison.budgets.items():
         yield f"<h2>{escape(comparison.measure)} {budget:g}</h2>" + _budget_table(comparison, rows)
         if comparison.kinds:
-            yield "<h3>Accuracy by kind of question</h3>" + _kinds_table(comparison, rows)
+            yield _kinds_table(comparison, rows)
     yield _remarks(comparison)
     yield _pictures(strips)
     yield _predictors(comparison)
     yield "<h2>How it was made</h2>" + how_it_was_made(settings, comparison)
 
 
-def _list(verdict: Sequence[str]) -> str:
-    return "<ul class='verdicts'>" + "".join(f"<li>{escape(each)}</li>" for each in verdict) + "</ul>"
+def _list(comparison: Comparison) -> str:
+    """The verdicts, what to use in bold."""
+    found = (sentences(comparison, budget) for budget, rows in comparison.budgets.items() if pruned(rows))
+    lines = (f"<li><b>{escape(first)}</b> {escape(' '.join(others))}</li>" for first, *others in found)
+    return f"<ul class='verdicts'>{''.join(lines)}</ul>"
 
 
 def _figure(svg: str, caption: str) -> str:
@@ -74,8 +77,8 @@ def _figure(svg: str, caption: str) -> str:
 
 def _budget_table(comparison: Comparison, rows: Sequence[Row]) -> str:
     hard = comparison.hard[rows[0].budget or 0.0]
-    heads = ["", "accuracy", "95 %", "over random", "over the best other", "best in", f"hard ({hard})", "agree",
-             "discrepancy", "KL", "retention", "FLOPs", "KV", "first token", "ms", "trials"]  # fmt: skip
+    heads = ["", "accuracy, %", "over random", "over best other", "best in", f"hard ({hard})", "agree", "discrepancy",
+             "KL", "retention", "FLOPs", "KV", "speed-up", "ms", "trials"]  # fmt: skip
     best = next((row for row in rows if not _style(row)), None)
     return _table(
         heads, [("best" if row is best else _style(row), _cells(row)) for row in (comparison.unpruned, *rows)]
@@ -86,8 +89,7 @@ def _cells(row: Row) -> list[Cell]:
     low, high = row.accuracy.low, row.accuracy.high
     return [
         (row.name, row.name),
-        _share(row.accuracy.mean, 1),
-        (f"{low:.1%} – {high:.1%}", low),
+        (f"{100 * row.accuracy.mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]", row.accuracy.mean),
         _lead(row.over_random),
         _lead(row.over_other),
         ("–", -1) if row.best_share is None else _share(row.best_share),
@@ -118,7 +120,7 @@ def _kinds_table(comparison: Comparison, rows: Sequence[Row]) -> str:
         (_style(row), [(row.name, row.name), *(_share(row.kinds[kind]) for kind in comparison.kinds)])
         for row in (comparison.unpruned, *rows)
     ]
-    return _table(heads, lines)
+    return f"<details><summary>Accuracy by kind of question</summary>{_table(heads, lines)}</details>"
 
 
 def _style(row: Row) -> str:

@@ -1,15 +1,13 @@
-"""The comparison as tables: at the terminal, and as one CSV file."""
+"""The comparison as tables: at the terminal."""
 
-import csv
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.box import SIMPLE_HEAVY
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.comparison.rows import Comparison, Row
 from pipelines.comparison.statistics import Interval
-from pipelines.comparison.summary import Comparison, Row
 
 COLUMNS = ("accuracy", "over random", "hard", "agree", "discrep.", "retent.", "KV", "speed-up")
 
@@ -77,43 +75,3 @@ def predictors_table(comparison: Comparison) -> Table:
 def correlation(value: float | None) -> str:
     """A rank correlation, or a dash where there are too few contenders."""
     return "–" if value is None else f"{value:+.2f}"
-
-
-def write_csv(comparison: Comparison, path: Path) -> Path:
-    """Write one line a contender and budget; returns the path."""
-    rows = [_flat(row) for row in comparison.rows]
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
-def _flat(row: Row) -> dict[str, object]:
-    who: dict[str, object] = {"method": row.method, "variant": row.variant, "budget": row.budget, "trials": row.trials}
-    kinds = {f"accuracy_{kind}": value for kind, value in row.kinds.items()}
-    return who | metrics(row) | kinds | {"remark": row.remark}
-
-
-def metrics(row: Row) -> dict[str, float]:
-    """A contender's figures by name, without those that it has not."""
-    found: dict[str, float] = {
-        "heldout_accuracy": row.accuracy.mean,
-        "heldout_accuracy_low": row.accuracy.low,
-        "heldout_accuracy_high": row.accuracy.high,
-        "agreement": row.agreement,
-        "discrepancy": row.discrepancy,
-        "next_token_kl": row.divergence,
-        "retention": row.retention,
-        "flops_share": row.flops_share,
-        "kv_share": row.kv_share,
-        "first_token_ms": row.milliseconds,
-        "speed_up": row.speed_up,
-    }
-    leads = {"hard_accuracy": row.hard, "lead_over_random": row.over_random, "lead_over_best_other": row.over_other}
-    for name, lead in leads.items():
-        if lead is not None:
-            found |= {name: lead.mean, f"{name}_low": lead.low, f"{name}_high": lead.high}
-    return found | ({} if row.best_share is None else {"best_share": row.best_share})

@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from multimodal import PruningConfig, prune
-from pipelines.comparison.contenders import label
-from pipelines.comparison.measure import Bench
+from pipelines.comparison.bench import Bench
+from pipelines.comparison.contenders import UNPRUNED, label
 from pipelines.comparison.measured import Measured
-from pipelines.comparison.summary import Comparison
+from pipelines.comparison.rows import Comparison
 from pipelines.data import Sample
 from pipelines.opened import OpenedModel
 from pipelines.pictures import grid_maps
 from pipelines.prompts import build_inputs
 
 SIDE = 224  # pixels of a tile's longer side
-DARKEST = 0.88
+DARKEST = 0.82
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,17 @@ class Strip:
     tiles: Sequence[Tile]
 
 
-def draw_tiles(bench: Bench, comparison: Comparison, pruned: Sequence[Measured]) -> list[Strip]:
-    """Draw each method's better variant at the least budget that several methods meet.
+def draw_tiles(bench: Bench, comparison: Comparison, unpruned: Measured, pruned: Sequence[Measured]) -> list[Strip]:
+    """Draw each method's better variant at the least budget.
 
     Args:
         bench: model and samples.
         comparison: says which variant is better.
+        unpruned: the model as it is.
         pruned: the contenders.
     """
     strips = []
-    budget = min(budget for budget, rows in comparison.budgets.items() if rows)
+    budget = min(comparison.budgets)
     ranked: dict[str, Measured] = {}
     for row in comparison.budgets[budget]:
         for each in pruned:
@@ -67,7 +68,8 @@ def draw_tiles(bench: Bench, comparison: Comparison, pruned: Sequence[Measured])
             if (who.method, who.variant, who.budget) == (row.method, row.variant, budget):
                 ranked.setdefault(who.method, each)
     for number, sample in enumerate(bench.samples[: bench.settings.compare.pictures]):
-        tiles = []
+        full = np.ones((1, 1))
+        tiles = [Tile(UNPRUNED, picture(sample.image, full), unpruned.answers[number], unpruned.right[number])]
         for each in ranked.values():
             assert each.identity.config is not None
             seen = share_of_layers(bench.opened, sample, each.identity.config)

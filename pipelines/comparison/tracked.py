@@ -7,8 +7,8 @@ from rich.markup import escape
 
 from multimodal import FlowpruneError
 from pipelines.comparison.contenders import label
-from pipelines.comparison.summary import Comparison, Row
-from pipelines.comparison.tables import metrics
+from pipelines.comparison.files import metrics
+from pipelines.comparison.rows import Comparison, Row
 from pipelines.comparison.verdict import verdicts
 from pipelines.console import console
 from pipelines.settings import Settings

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from pipelines.comparison.contenders import DOWNSCALED
+from pipelines.comparison.rows import Comparison, Row
 from pipelines.comparison.statistics import Interval
-from pipelines.comparison.summary import Comparison, Row
 from pipelines.comparison.tables import points
 
 
