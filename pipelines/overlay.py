@@ -115,7 +115,7 @@ def _steps(
     patch_at = torch.full((len(seen.is_visual),), -1)
     patch_at[seen.visual_index(0)[layout.patch_index]] = torch.arange(layout.patch_tokens)
     cell = getattr(config.method, "recycling_cell", None)
-    found = None if cell is None else cells_of(layout.grids, cell, count if config.method.exact else None)
+    found = None if cell is None else cells_of(layout.grids, cell, count if config.exact else None)
     steps = []
     for step, left in zip(config.schedule, kept, strict=True):
         index = patch_at[left]
@@ -137,7 +137,7 @@ def _recycled_sizes(config: PruningConfig, tokens: VisualTokens, count: int) -> 
     sizes = torch.ones(tokens.layout.patch_tokens)
     if config.schedule[0].layer > 0:
         return sizes
-    selection = config.method.reduce(tokens, count)
+    selection = config.reduce(tokens, count)
     if (merged := selection.sizes()) is not None:
         sizes[selection.kept[0]] = merged[0]
     return sizes

@@ -1,12 +1,13 @@
 """Evidence: what a pruning method may look at. It declares a few small requests, and is given what answers them."""
 
-from multimodal.evidence.language import LanguageAttention, TextEmbeddings
+from multimodal.evidence.language import LanguageAttention, LanguageVectors, TextEmbeddings, TextStates
 from multimodal.evidence.request import LanguageRequest, Request, VisionRequest, joined
 from multimodal.evidence.tower import LayerAttention, TowerViews
 from multimodal.evidence.views import VisionEvidence, stacked, token_evidence
 from multimodal.evidence.vision import (
     ClassAttention,
     ContextRelevance,
+    GlobalAttention,
     PatchEntropy,
     ReceivedAttention,
     VisionFeatures,
@@ -17,13 +18,16 @@ from multimodal.evidence.vision import (
 __all__ = [
     "ClassAttention",
     "ContextRelevance",
+    "GlobalAttention",
     "LanguageAttention",
     "LanguageRequest",
+    "LanguageVectors",
     "LayerAttention",
     "PatchEntropy",
     "ReceivedAttention",
     "Request",
     "TextEmbeddings",
+    "TextStates",
     "TowerViews",
     "VisionEvidence",
     "VisionFeatures",

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -109,6 +110,31 @@ class ClassAttention(_Plain, _OfAttention):
         own = seen.attention[self.layer]
         ones = own.queries.new_ones(len(own.queries), 1)
         return weighted_attention(own.queries[..., :1, :], own.keys, own.scaling, ones)[:, seen.class_tokens :]
+
+
+@dataclass(frozen=True)
+class GlobalAttention(_Plain, _OfAttention):
+    """What the tower as a whole looks at: :class:`ClassAttention`, or, in a tower without a class token,
+    :class:`ReceivedAttention`, as VisionZip (arXiv 2412.04467, §3.2) proposes.
+
+    Args:
+        layer: of the tower.
+        heads: ``mean`` over heads; or ``joined``, softmax(q·k / √C) of all heads' queries and keys side by side, as
+            LLaVA-PruMerge (arXiv 2403.15388) computes it.
+    """
+
+    heads: Literal["mean", "joined"] = "mean"
+
+    def of(self, seen: TowerViews) -> Tensor:
+        own = seen.attention[self.layer]
+        queries, keys, scaling = own.queries, own.keys, own.scaling
+        if self.heads == "joined":
+            queries, keys = (part.transpose(-3, -2).flatten(-2).unsqueeze(-3) for part in (queries, keys))
+            scaling = queries.shape[-1] ** -0.5
+        if not seen.class_tokens:
+            return attention_received(queries, keys, scaling)
+        ones = queries.new_ones(len(queries), 1)
+        return weighted_attention(queries[..., :1, :], keys, scaling, ones)[:, seen.class_tokens :]
 
 
 @dataclass(frozen=True)

@@ -50,10 +50,10 @@ def check_fits(modules: Modules, config: PruningConfig) -> None:
         raise FlowpruneError(
             "flex_attention does not take the masks of pruned prompts: load the model with attn_implementation='sdpa'."
         )
-    if method.merged_weight and "flash" in backend:
+    if config.merged_weight and "flash" in backend:
         raise FlowpruneError(
-            f"recycling_weight needs an additive mask, which {backend} does not take: "
-            "set it to 0 or load the model with attn_implementation='sdpa'."
+            f"The weight of merged tokens needs an additive mask, which {backend} does not take: "
+            "set it to 0, or load the model with attn_implementation='sdpa'."
         )
     slides = any(sliding_window(modules.text_model.config, layer) is not None for layer in range(layers))
     if "flash" in backend and (slides or geometry.bidirectional):
