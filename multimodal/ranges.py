@@ -18,3 +18,10 @@ class SearchRange:
     high: float
     log: bool = False
     guesses: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class SearchChoice:
+    """Values that a search chooses among, without order; goes into the field's ``Annotated`` metadata."""
+
+    values: tuple[str | bool, ...]

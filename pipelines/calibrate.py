@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from multimodal.evidence import joined
+from pipelines.choices import method_choices
 from pipelines.console import console, progress_bar
 from pipelines.data import Part, Sample, data_digest, load_samples
 from pipelines.opened import OpenedModel, open_model
 from pipelines.prompts import build_inputs
 from pipelines.settings import Settings
 from search.calibration import FORMAT, CalibrationSample, observe_sample
-from search.space import vision_requests
 from search.study import digest
 
 
@@ -44,7 +45,7 @@ def run(settings: Settings) -> Calibration:
 
 def observed(settings: Settings, samples: Sequence[Sample], part: Part) -> Calibration:
     """The samples as the unpruned model saw them, from the cache or into it."""
-    requests = vision_requests(settings.method.name, settings.method.fixed, settings.method.ranges)
+    requests = joined(each for choice in method_choices(settings) for each in choice.vision_requests)
     opened = open_model(settings.model)
     data = data_digest(samples)
     key = digest(

@@ -54,6 +54,7 @@ class Prefill(Reading):
         self.segments: dict[int, Segment] = {0: Segment.unpruned(valid, tuple(prompt.valid.sum(1).tolist()))}
         self.shift: Tensor | None = None if past is None else past.shift
         self._steps = {step.layer: number for number, step in enumerate(config.schedule)}
+        self.groups: dict[int, list[Group]] = {}  # what each step has left, by its layer
         self._groups = grouped(prompt, config.exact, device)
         self._stays = self._never_pruned()
         self._answers: Answers
@@ -172,7 +173,7 @@ class Prefill(Reading):
                 bias = torch.zeros_like(segment.index, dtype=torch.float32) if bias is None else bias
                 bias = bias.index_put(target, weight * group.sizes.log())
         self.segments[layer] = replace(segment, bias=bias)
-        self._groups = after
+        self._groups = self.groups[layer] = after
         return left
 
     def _select(self, layer: int, group: Group, segment: Segment, hidden: Tensor) -> Selection:
