@@ -33,6 +33,7 @@ class TowerViews:
         features: output of the layers that were asked for ``[views, tokens, C]``.
         pixels: un-normalized 8-bit levels of each patch, as float32 ``[views, patches, pixels, 3]``; None if nobody
             asked.
+        score: what pruning inside the tower says of its tokens ``[views, tokens]``; None: nothing was pruned there.
         class_tokens: leading tower tokens that are no patch (class and register tokens).
     """
 
@@ -40,4 +41,5 @@ class TowerViews:
     attention: Mapping[int, LayerAttention]
     features: Mapping[int, Tensor]
     pixels: Tensor | None
+    score: Tensor | None
     class_tokens: int

@@ -196,6 +196,16 @@ class PatchEntropy(_Plain):
         return stored[ANSWER].softmax(-1) if self.softmax else stored[ANSWER]
 
 
+@dataclass(frozen=True)
+class TowerScore(_Plain):
+    """What a method's own :class:`~multimodal.tower.TowerRule` says of each patch: 0 where it has left the tower."""
+
+    def of(self, seen: TowerViews) -> Tensor:
+        if seen.score is None:
+            raise FlowpruneError("TowerScore needs a method that prunes inside the tower: give it a tower rule.")
+        return seen.score[:, seen.class_tokens :]
+
+
 def _side_by_side(attention: LayerAttention, name: str, class_tokens: int) -> Tensor:
     own: Tensor = getattr(attention, name)
     return own[:, :, class_tokens:].transpose(1, 2).flatten(2)

@@ -17,6 +17,9 @@ from transformers import PretrainedConfig
 from multimodal.errors import FlowpruneError
 from multimodal.layout import Layout
 
+#: vision encoders whose layers see a batch of views, each with all of its patches
+DENSE_TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2", "internvl_vision", "aimv2", "ovis2")
+
 Positions = Literal["compact", "original"]
 
 
@@ -136,6 +139,29 @@ class Geometry(ABC):
                 f"attend to a whole view, so choose one of −{len(layers)} to −1."
             )
         return layers[layer]
+
+    @property
+    def view_patches(self) -> int:
+        """Patches of a view, of a tower whose views are all of one size.
+
+        Raises:
+            FlowpruneError: patches cannot leave this tower.
+        """
+        tower = self.config.vision_config
+        if tower.model_type not in DENSE_TOWERS:
+            raise FlowpruneError(
+                f"Patches cannot leave a tower of type {tower.model_type!r}, which packs its views or merges patches "
+                "inside: choose a method that prunes behind it."
+            )
+        if self.deepstack_layers or len(self.feature_states) > 1:
+            raise FlowpruneError(
+                "Patches cannot leave this tower, of which the language model reads several layers: choose a method "
+                "that prunes behind it."
+            )
+        size = tower.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        side = self.patch_size
+        return (height // side) * (width // side)
 
     # images and videos
 

@@ -20,6 +20,7 @@ from multimodal.errors import FlowpruneError, one_sentence
 from multimodal.evidence import Request, VisionRequest
 from multimodal.layout import Layout
 from multimodal.selection import Selection
+from multimodal.tower import TowerRule
 
 
 class VisualTokens:
@@ -83,6 +84,11 @@ class Method(BaseModel):
     def vision_requests(self) -> list[VisionRequest]:
         """What of its evidence the vision tower answers."""
         return [request for request in self.evidence if isinstance(request, VisionRequest)]
+
+    @property
+    def tower(self) -> TowerRule | None:
+        """How it prunes inside the vision tower; None: not at all."""
+        return None
 
     @property
     def merged_weight(self) -> float:

@@ -39,6 +39,7 @@ from multimodal.runtime.prefill import Prefill
 from multimodal.runtime.prompt import Prompt, locate
 from multimodal.runtime.reading import Reading
 from multimodal.runtime.report import SampleReport, reports
+from multimodal.runtime.tower import tower_pruning
 from multimodal.runtime.watch import Encoded, Modality, watch_vision
 from multimodal.versions import CACHE_NAMES, cache_of
 
@@ -123,7 +124,10 @@ class Pruner:
     def attach(self, stack: ExitStack) -> None:
         """Put the hooks on; the stack takes them off."""
         modules, config, text = self.modules, self.config, self.modules.text_model
-        stack.enter_context(watch_vision(modules, self._requests, config.normalization, self._see_encoded))
+        tower = tower_pruning(modules, config)
+        if tower is not None:
+            tower.attach(stack)
+        stack.enter_context(watch_vision(modules, self._requests, config.normalization, self._see_encoded, tower))
         handles = [
             modules.model.register_forward_pre_hook(Hook(self._enter_model), with_kwargs=True),
             modules.base.register_forward_pre_hook(Hook(self._enter_base), with_kwargs=True),
@@ -361,4 +365,4 @@ def observed_layers(config: PruningConfig) -> list[int]:
     """Language-model layers whose attention some step reads: the one before each, or the one that it comes before."""
     asked = [each for each in config.method.evidence if isinstance(each, LanguageAttention | LanguageVectors)]
     ahead = {isinstance(each, LanguageAttention) and each.layer == "next" for each in asked}
-    return sorted({step.layer - 1 + is_ahead for step in config.schedule for is_ahead in ahead})
+    return sorted({step.layer - 1 + is_ahead for step in config.schedule if step.layer for is_ahead in ahead})
