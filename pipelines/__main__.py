@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from multimodal import FlowpruneError
 from pipelines.console import console
+from pipelines.extensions import load_extensions
 from pipelines.quiet import quieten_libraries
 from pipelines.settings import MEASURES, check_settings, register_resolvers
 
@@ -27,8 +28,10 @@ def app(cfg: DictConfig) -> None:
     """Run the stages of a composed configuration."""
     try:
         settings = check_settings(cfg)
-        if "search" in settings.stages:  # said before other stages spend their time
-            importlib.import_module("pipelines.search").check(settings)
+        load_extensions(settings.extensions)
+        for stage in ("search", "compare"):  # said before other stages spend their time
+            if stage in settings.stages:
+                importlib.import_module(f"pipelines.{stage}").check(settings)
         for stage in settings.stages:
             console.rule(f"[bold]{stage}")
             for each in settings.each_budget() if stage in OF_ONE_CONFIG else [settings]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from multimodal import FlowpruneError, PruningConfig, prune
-from multimodal.costs import Workload, estimate
+from multimodal.costs import estimate
 from multimodal.evidence import token_evidence
 from multimodal.families import Modules, modules_of
 from multimodal.runtime import Pruner
@@ -28,7 +28,7 @@ from pipelines.opened import build_random, open_model
 from pipelines.prompts import build_inputs
 from pipelines.results import load_config
 from pipelines.settings import Settings
-from pipelines.space import make_space
+from pipelines.space import make_space, prompts_of
 from search.calibration import CalibrationSample, observe_sample
 from search.objective import Objective
 from search.stopwatch import Stopwatch
@@ -113,12 +113,7 @@ def _config(
             console.print("no tuned config of this study: measuring the untuned values")
     if settings.benchmark.config is not None:
         return load_config(settings, settings.benchmark.config)
-    geometry, prompts = modules.geometry, []
-    for each in inputs:
-        layouts = geometry.layouts(each)
-        text_tokens = each["input_ids"].shape[1] - sum(layout.visual_tokens for layout in layouts)
-        prompts.append((layouts, text_tokens))
-    space = make_space(settings, geometry, Workload(geometry.text_config, prompts), normalization)
+    space = make_space(settings, modules.geometry, prompts_of(modules.geometry, inputs), normalization)
     return untuned_config(settings, space)
 
 

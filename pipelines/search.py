@@ -21,7 +21,7 @@ from pipelines.settings import Settings
 from pipelines.space import check_device, make_space, study_latency
 from pipelines.storage import named, open_storage
 from search.credentials import masked
-from search.objective import Objective
+from search.objective import Objective, measure_named
 from search.queue import fill
 from search.reaper import Reaper
 from search.space import Space
@@ -93,7 +93,8 @@ def join(settings: Settings, worker: int = 0) -> Search:
     samples = load_samples(settings.data, "calibration", settings.seed)
     calibration = observed(settings, samples, "calibration")
     opened = open_model(settings.model)
-    objective = Objective(opened.modules, calibration.samples, settings.search.batch_size, settings.seed)
+    measure = measure_named(settings.search.objective, opened.modules)
+    objective = Objective(opened.modules, calibration.samples, settings.search.batch_size, settings.seed, measure)
     latency = study_latency(settings, opened, calibration, objective.workload)
     space = make_space(settings, opened.modules.geometry, objective.workload, opened.normalization, latency)
     description = space.describe() | {
@@ -105,6 +106,8 @@ def join(settings: Settings, worker: int = 0) -> Search:
         "startup": settings.search.startup,
         "early_stopping": settings.search.early_stopping,
     }
+    if settings.search.objective != "discrepancy":
+        description["objective"] = settings.search.objective
     if latency is not None:
         description["latency"] = latency.model_dump()
     study = open_study(

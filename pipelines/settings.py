@@ -13,7 +13,18 @@ from multimodal.config import Measure, Positions
 from multimodal.errors import one_sentence
 
 Stage = Literal[
-    "calibrate", "search", "validate", "export", "maps", "generate", "benchmark", "watch", "cancel", "sync", "proxy"
+    "calibrate",
+    "search",
+    "validate",
+    "export",
+    "maps",
+    "generate",
+    "benchmark",
+    "compare",
+    "watch",
+    "cancel",
+    "sync",
+    "proxy",
 ]
 Shape = Literal["steps", "sigmoid"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
@@ -149,6 +160,7 @@ class SearchSettings(_Group):
     sampler: Literal["auto", "gp", "tpe", "random"]
     startup: int = Field(ge=1)
     early_stopping: bool
+    objective: Literal["discrepancy", "kl"]
     batch_size: int = Field(ge=1)
 
 
@@ -256,6 +268,29 @@ class BenchmarkSettings(_Group):
     text_tokens: int = Field(ge=1)
 
 
+class CompareSettings(_Group):
+    """The compare stage."""
+
+    name: str = Field(min_length=1)
+    methods: list[str] = Field(min_length=1)
+    budgets: list[float] | None
+    tuned: bool
+    timed: int = Field(ge=1)
+    repeats: int = Field(ge=1)
+    bootstrap: int = Field(ge=100)
+    pictures: int = Field(ge=0)
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("budgets", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, int | float) else value
+
+
 class ProxySettings(_Group):
     """The proxy stage."""
 
@@ -279,12 +314,19 @@ class Settings(_Group):
     output: str
     cache: str
     seed: int = Field(ge=0)
+    extensions: list[str]
     run_id: str | None
     registered: str | None
     generate: GenerateSettings
     maps: MapsSettings
     benchmark: BenchmarkSettings
+    compare: CompareSettings
     proxy: ProxySettings
+
+    @field_validator("extensions")
+    @classmethod
+    def _found_from_anywhere(cls, value: list[str]) -> list[str]:
+        return [str(Path(path).absolute()) for path in value]  # workers may start elsewhere
 
     @model_validator(mode="after")
     def _a_front_has_several_budgets(self) -> "Settings":

@@ -1,14 +1,17 @@
 """The search space of the settings, and the latency model of a study whose budget is in milliseconds."""
 
 import os
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import optuna
 import torch
+from torch import Tensor
 
 from multimodal import FlowpruneError
 from multimodal.costs import Workload
 from multimodal.families import Geometry
+from multimodal.methods import method_named
 from multimodal.runtime.watch import Normalization
 from pipelines.calibrate import Calibration
 from pipelines.choices import method_choices
@@ -65,6 +68,25 @@ def make_space(
         shape=settings.search.schedule,
         first_inner_layer=max(1, geometry.deepstack_layers),
     )
+
+
+def most_steps(geometry: Geometry, method: str) -> int:
+    """How many pruning steps a method can take in a model: one a layer that it allows, and one before them."""
+    first_layer = method_named(method).first_layer
+    return geometry.text_config.num_hidden_layers - _first_inner_layer(geometry, method) + (first_layer == 0)
+
+
+def _first_inner_layer(geometry: Geometry, method: str) -> int:
+    return max(1, geometry.deepstack_layers, method_named(method).first_layer)
+
+
+def prompts_of(geometry: Geometry, inputs: Sequence[Mapping[str, Tensor]]) -> Workload:
+    """What prompts cost, from a processor's output for each alone."""
+    prompts = []
+    for each in inputs:
+        layouts = geometry.layouts(each)
+        prompts.append((layouts, each["input_ids"].shape[1] - sum(layout.visual_tokens for layout in layouts)))
+    return Workload(geometry.text_config, prompts)
 
 
 def study_latency(

@@ -16,12 +16,12 @@ from rich.table import Table
 
 from multimodal import PruningConfig, prune
 from pipelines.calibrate import observed
-from pipelines.console import console, progress_bar
+from pipelines.console import console
 from pipelines.contenders import TUNED, UNPRUNED, contenders
 from pipelines.data import Sample, load_samples
+from pipelines.grading import answer_all, is_right
 from pipelines.keeping import keep_with_study
-from pipelines.opened import OpenedModel, open_model
-from pipelines.prompts import build_inputs, greedy_answers
+from pipelines.opened import open_model
 from pipelines.results import load_config
 from pipelines.settings import Settings
 from pipelines.space import make_space, study_latency
@@ -29,7 +29,6 @@ from search.objective import Objective
 from search.stopwatch import Stopwatch
 
 REPORT = "validation.json"
-BATCH = 32
 TIMED_BATCHES, TIMING_REPEATS = 4, 5
 
 
@@ -72,7 +71,7 @@ def run(settings: Settings) -> dict[str, Row]:
     latency = study_latency(settings, opened, cached, objective.workload)
     space = make_space(settings, opened.modules.geometry, objective.workload, opened.normalization, latency)
     configs = contenders(settings, space, tuned)
-    answers = {name: _answers(opened, samples, config, name) for name, config in configs.items()}
+    answers = {name: answer_all(opened, samples, config, name)[0] for name, config in configs.items()}
     rows = _rows(samples, answers, configs, objective)
     report = settings.folder / REPORT
     found = {
@@ -91,18 +90,6 @@ def run(settings: Settings) -> dict[str, Row]:
     return rows
 
 
-def _answers(opened: OpenedModel, samples: Sequence[Sample], config: PruningConfig | None, name: str) -> list[str]:
-    found = []
-    with progress_bar() as progress, prune(opened.model, config) if config else nullcontext():
-        task = progress.add_task(f"answering {name}", total=len(samples))
-        for start in range(0, len(samples), BATCH):
-            batch = samples[start : start + BATCH]
-            longest = max(len((sample.answer or "").split()) for sample in batch)
-            found += greedy_answers(opened, build_inputs(opened, batch), max(16, 2 * longest))
-            progress.advance(task, len(batch))
-    return found
-
-
 def _rows(
     samples: Sequence[Sample],
     answers: Mapping[str, Sequence[str]],
@@ -112,7 +99,7 @@ def _rows(
     known = any(sample.answer is not None for sample in samples)
     right = {
         name: [
-            _is_right(answer, sample) if known else answer == reference
+            is_right(answer, sample) if known else answer == reference
             for answer, sample, reference in zip(given, samples, answers[UNPRUNED], strict=True)
         ]
         for name, given in answers.items()
@@ -145,14 +132,6 @@ def _prefill_seconds(objective: Objective, configs: Mapping[str, PruningConfig |
         for name, config in configs.items():
             watch.time(name, partial(prefill, config))
     return watch.medians()
-
-
-def _is_right(answer: str, sample: Sample) -> bool:
-    return sample.answer is not None and _plain(answer) == _plain(sample.answer)
-
-
-def _plain(answer: str) -> str:
-    return " ".join(answer.lower().strip(" .").split())
 
 
 def _by_kind(right: Sequence[bool], samples: Sequence[Sample]) -> dict[str, float]:

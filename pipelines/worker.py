@@ -12,6 +12,7 @@ from types import FrameType
 from multimodal import FlowpruneError
 from pipelines import search
 from pipelines.cluster.last_words import DONE, ERROR, STOPPED
+from pipelines.extensions import load_extensions
 from pipelines.quiet import quieten_libraries
 from pipelines.settings import Settings
 from search.worker import interruptible
@@ -42,6 +43,7 @@ def main() -> None:
         signal.signal(number, _stop)
     try:
         settings = Settings.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
+        load_extensions(settings.extensions)
         run(settings, int(sys.argv[2]))
     except FlowpruneError as error:
         sys.exit(f"\n{ERROR}{error}")

@@ -10,6 +10,11 @@ from multimodal.costs import Workload
 LEAST = 1e-7  # stands for a keep ratio that leaves what a step leaves in any case
 SHARES = {"retention": "retention", "flops": "flops_share", "kv": "kv_share"}
 
+
+class BudgetUnreachableError(FlowpruneError):
+    """A budget below what is left in any case, or above what keeping everything costs."""
+
+
 Cost = Callable[
     [Sequence[PruningStep]], float
 ]  # of a schedule, in the budget's measure; never falls as a keep ratio rises
@@ -92,17 +97,19 @@ def check_reachable(measure: Measure, target: float, cost: Cost, layer: int = 0)
         layer: the first that a step may come before.
 
     Raises:
-        FlowpruneError: one sentence with what can be met.
+        BudgetUnreachableError: one sentence with what can be met.
     """
     least, most = (cost([PruningStep(layer=layer, keep_ratio=ratio)]) for ratio in (LEAST, 1.0))
     if target < least:
-        raise FlowpruneError(
+        raise BudgetUnreachableError(
             f"budget.{measure} is {target:g}, but {least:.4g} is left in any case (a token of each image, newline "
             f"tokens{'' if measure == 'retention' else ', text'}{f', all before layer {layer}' if layer else ''}): "
             f"ask for at least {_rounded_up(least):g}."
         )
     if target > most:
-        raise FlowpruneError(f"budget.{measure} is {target:g}, but keeping everything costs {most:.4g}: ask for less.")
+        raise BudgetUnreachableError(
+            f"budget.{measure} is {target:g}, but keeping everything costs {most:.4g}: ask for less."
+        )
 
 
 def _rounded_up(value: float, digits: int = 4) -> float:

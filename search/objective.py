@@ -4,13 +4,15 @@ A trial is the language model's pruned prefill on cached features: no vision tow
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import Cache
 
@@ -61,6 +63,43 @@ class Batch:
         )
 
 
+Measure = Callable[[Tensor, Tensor], Tensor]  # pruned and unpruned hidden states [B, C] -> one number each [B]
+
+
+def discrepancy_of(hidden: Tensor, reference: Tensor) -> Tensor:
+    """1 − cosine similarity.
+
+    Args:
+        hidden: of the pruned model ``[B, C]``.
+        reference: of the unpruned one ``[B, C]``.
+
+    Returns:
+        ``[B]``.
+    """
+    return 1 - torch.cosine_similarity(hidden.float(), reference.float(), dim=-1)
+
+
+def next_token_kl(hidden: Tensor, reference: Tensor, head: nn.Module) -> Tensor:
+    """Kullback–Leibler divergence, in nats, of the pruned model's next-token distribution from the unpruned one's.
+
+    Args:
+        hidden: of the pruned model ``[B, C]``.
+        reference: of the unpruned one ``[B, C]``.
+        head: the model's, from a hidden state to logits.
+
+    Returns:
+        ``[B]``.
+    """
+    dtype = next(head.parameters()).dtype
+    pruned, unpruned = (head(each.to(dtype)).float().log_softmax(-1) for each in (hidden, reference))
+    return (unpruned.exp() * (unpruned - pruned)).sum(-1)
+
+
+def measure_named(name: str, modules: Modules) -> Measure:
+    """What a search minimises: ``discrepancy`` or ``kl``."""
+    return partial(next_token_kl, head=modules.model.get_output_embeddings()) if name == "kl" else discrepancy_of
+
+
 class Objective:
     """Evaluates pruning configs on calibration samples.
 
@@ -69,21 +108,32 @@ class Objective:
         samples: the calibration samples.
         batch_size: samples prefilled at once.
         seed: of the order in which batches are evaluated, the same for every trial.
+        measure: how far a pruned hidden state is from the unpruned one.
 
     Attributes:
         samples: how many samples a whole evaluation looks at.
         workload: what schedules leave of their prompts' costs.
+        order: which sample each one in the batches is, one after the other.
     """
 
-    def __init__(self, modules: Modules, samples: Sequence[CalibrationSample], batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        modules: Modules,
+        samples: Sequence[CalibrationSample],
+        batch_size: int,
+        seed: int,
+        measure: Measure = discrepancy_of,
+    ) -> None:
         self.modules = modules
+        self._measure = measure
         prompts = [(sample.layouts, int((~sample.is_visual).sum())) for sample in samples]
         self.samples = len(samples)
         self.workload = Workload(modules.text_model.config, prompts)
-        by_length = sorted(samples, key=lambda sample: len(sample.embeds))
+        by_length = sorted(range(len(samples)), key=lambda number: len(samples[number].embeds))
         groups = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
         random.Random(seed).shuffle(groups)
-        self.batches = [_batch(group) for group in groups]
+        self.order = [number for group in groups for number in group]
+        self.batches = [_batch([samples[number] for number in group]) for group in groups]
 
     def shares(self, config: PruningConfig) -> dict[str, float]:
         """Retention, and prefill FLOPs and KV bytes as shares of the unpruned model's, over all samples."""
@@ -93,20 +143,32 @@ class Objective:
     def evaluate(
         self, config: PruningConfig, after_batch: Callable[[list[float]], None] = lambda discrepancies: None
     ) -> list[float]:
-        """The discrepancy of each sample: 1 − cosine similarity.
+        """The discrepancy, or what else is measured, of each sample, in :attr:`order`.
 
         Args:
             config: the config.
             after_batch: told the discrepancies so far; may raise to stop early.
         """
         discrepancies: list[float] = []
+        with closing(self._hidden_states(config)) as pairs:  # whatever ends it, the model is as it was
+            for hidden, reference in pairs:
+                discrepancies += self._measure(hidden, reference).tolist()
+                after_batch(discrepancies)
+        return discrepancies
+
+    @torch.inference_mode()
+    def hidden_states(self, config: PruningConfig) -> tuple[Tensor, Tensor]:
+        """The last prompt token's last hidden states, pruned and unpruned, in the samples' own order ``[N, C]``."""
+        pairs = list(self._hidden_states(config))
+        place = torch.tensor(self.order).argsort().to(pairs[0][0].device)
+        hidden, reference = (torch.cat(each)[place] for each in zip(*pairs, strict=True))
+        return hidden, reference
+
+    def _hidden_states(self, config: PruningConfig) -> Generator[tuple[Tensor, Tensor], None, None]:
         device = self.modules.text_model.device
         with prune(self.modules.model, config) as pruner:
             for batch in (each.to(device) for each in self.batches):
-                hidden = self.prefill(batch, pruner)[:, -1]
-                discrepancies += (1 - torch.cosine_similarity(hidden.float(), batch.reference, dim=-1)).tolist()
-                after_batch(discrepancies)
-        return discrepancies
+                yield self.prefill(batch, pruner)[:, -1], batch.reference
 
     def prefill(self, batch: Batch, pruner: Pruner | None, cache: Cache | None = None) -> Tensor:
         """The language model's last hidden states of a batch ``[B, L, C]``.

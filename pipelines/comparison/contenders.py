@@ -1,0 +1,108 @@
+"""Who takes part in a comparison: methods at their published defaults and tuned, each at each budget."""
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Literal, cast
+
+from omegaconf import OmegaConf
+
+from multimodal import FlowpruneError
+from multimodal.families import Geometry
+from multimodal.methods import Method, method_named
+from pipelines.settings import BudgetSettings, MethodSettings, Settings, Untuned
+from pipelines.space import most_steps
+
+Variant = Literal["unpruned", "downscaled", "published", "tuned"]
+UNPRUNED, DOWNSCALED, PUBLISHED, TUNED = cast(tuple[Variant, ...], ("unpruned", "downscaled", "published", "tuned"))
+NONE, DOWNSCALE, RANDOM = "none", "downscale", "random"
+ALWAYS = (NONE, DOWNSCALE)  # what every comparison measures, whether it is named or not
+FOLDER = "compare"
+
+
+def methods_of(settings: Settings) -> list[str]:
+    """Names of the methods that are compared, random tokens among them, which all must beat.
+
+    Raises:
+        FlowpruneError: one is not known.
+    """
+    asked = settings.compare.methods
+    named = sorted(Method.registry) if asked == ["all"] else list(dict.fromkeys(asked))
+    named = [name for name in named if name not in ALWAYS]
+    for name in named:
+        method_named(name)
+    return named if RANDOM in named else [*named, RANDOM]
+
+
+def budgets_of(settings: Settings) -> list[float]:
+    """The budgets, most first, in ``budget``'s measure.
+
+    Raises:
+        FlowpruneError: one is no share, or the measure is milliseconds, which differ from method to method.
+    """
+    measure, asked = settings.budget.measure, settings.compare.budgets
+    if measure == "latency_ms":
+        raise FlowpruneError("compare counts what each method spends: set budget to retention, flops or kv.")
+    if asked is not None:
+        for each in asked:
+            if not 0 < each <= 1:
+                raise FlowpruneError(
+                    f"compare.budgets has {each:g}: give shares of the unpruned model's {measure}, in (0, 1]."
+                )
+    if asked == []:
+        raise FlowpruneError("compare.budgets is empty: give some, such as [0.5,0.1], or null for the budget's.")
+    return sorted(set(asked or settings.budget.budgets), reverse=True)
+
+
+def method_settings(settings: Settings, name: str) -> MethodSettings:
+    """A method's own settings: the run's where it is the run's method, else its YAML, else what fits any method.
+
+    Args:
+        settings: of the run.
+        name: of the method.
+    """
+    if settings.method.name == name:
+        return settings.method
+    file = resources.files("conf") / "method" / f"{name}.yaml"
+    if not file.is_file():
+        return MethodSettings(name=name, fixed={}, ranges={}, untuned=Untuned(parameters={}, places=[0.0], ratios=[]))
+    found = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")), resolve=True)
+    return MethodSettings.model_validate(found)
+
+
+def at_budget(settings: Settings, geometry: Geometry, name: str, budget: float) -> Settings:
+    """The settings of one method at one budget, as ``stages=[search]`` would have them, under a name of its own.
+
+    Args:
+        settings: of the run.
+        geometry: of the model, which bounds the pruning steps.
+        name: of the method.
+        budget: in the run's measure.
+    """
+    measure = settings.budget.measure
+    short = f"{budget:g}" if measure == "retention" else f"{measure}-{budget:g}"
+    steps = min(settings.search.steps, most_steps(geometry, name))
+    return settings.model_copy(
+        update={
+            "method": method_settings(settings, name),
+            "budget": BudgetSettings.model_validate({"name": short, measure: budget}),
+            "search": settings.search.model_copy(update={"name": short, "pareto": False, "steps": steps}),
+            "study": f"{settings.compare.name}-{name}-{short}",
+            "output": str(folder_of(settings) / "searches" / f"{name}-{short}"),
+        }
+    )
+
+
+def folder_of(settings: Settings) -> Path:
+    """Where a comparison's files are."""
+    return Path(settings.output) / FOLDER
+
+
+def label(method: str, variant: str) -> str:
+    """A contender in words."""
+    return {UNPRUNED: "unpruned", DOWNSCALED: "downscaled picture"}.get(variant, f"{method}, {variant}")
+
+
+def labels(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """The same of several."""
+    return [label(*pair) for pair in pairs]

@@ -1,0 +1,83 @@
+"""The baseline before the tower: a smaller picture instead of fewer tokens."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from PIL import Image
+
+from pipelines.data import Sample
+from pipelines.opened import OpenedModel
+from pipelines.prompts import build_inputs
+
+HALVINGS = 12  # of the interval in which the factor is sought
+FEWER = "fewer pixels and tokens"
+SAME = "fewer pixels, as many tokens: this model takes one size of picture, so it costs what unpruned does"
+
+
+def downscaled(opened: OpenedModel, samples: Sequence[Sample], share: float) -> tuple[list[Sample], str]:
+    """The samples with pictures that hold that share of the visual tokens.
+
+    Where a smaller picture has fewer visual tokens, it is shrunk to the largest size that has no more than the share
+    of the picture's own. Where the model takes one size only, or cannot come down to the share, the picture is shrunk
+    to the side whose patches are that many, and enlarged again.
+
+    Args:
+        opened: the model.
+        samples: images and questions.
+        share: of the visual tokens.
+
+    Returns:
+        The samples, and what a reader must know of them.
+    """
+    shrunk = [_shrunk(opened, sample, share) for sample in samples]
+    fewer = all(is_smaller for _, is_smaller in shrunk)
+    return [sample for sample, _ in shrunk], FEWER if fewer else SAME
+
+
+def _shrunk(opened: OpenedModel, sample: Sample, share: float) -> tuple[Sample, bool]:
+    def tokens(factor: float) -> int:
+        return _tokens(opened, replace(sample, image=scaled(sample.image, factor)))
+
+    factor = largest_factor(tokens, share * _tokens(opened, sample))
+    if factor is not None:
+        return replace(sample, image=scaled(sample.image, factor)), True
+    pixels = build_inputs(opened, [sample])["pixel_values"]
+    width, height = (pixels.shape[-1], pixels.shape[-2]) if pixels.ndim >= 4 else sample.image.size
+    small = sample.image.resize(
+        (max(1, round(width * share**0.5)), max(1, round(height * share**0.5))), Image.Resampling.BICUBIC
+    )
+    return replace(sample, image=small.resize(sample.image.size, Image.Resampling.BICUBIC)), False
+
+
+def largest_factor(tokens: Callable[[float], int], most: float) -> float | None:
+    """The largest factor in (0, 1] of a picture's sides at which it has at most so many visual tokens, by bisection.
+
+    Args:
+        tokens: visual tokens by factor; never falls as that rises.
+        most: the target.
+
+    Returns:
+        None if even the smallest picture has more.
+    """
+    low, high = 0.0, 1.0
+    if tokens(high) <= most:
+        return high
+    found = None
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if tokens(middle) <= most:
+            low = found = middle
+        else:
+            high = middle
+    return found
+
+
+def scaled(image: Image.Image, factor: float) -> Image.Image:
+    """A picture with its sides in that proportion, one pixel at least."""
+    width, height = (max(1, round(side * factor)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _tokens(opened: OpenedModel, sample: Sample) -> int:
+    layouts = opened.modules.geometry.layouts(build_inputs(opened, [sample]))
+    return sum(layout.visual_tokens for layout in layouts)
