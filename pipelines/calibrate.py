@@ -45,7 +45,9 @@ def run(settings: Settings) -> Calibration:
 
 def observed(settings: Settings, samples: Sequence[Sample], part: Part) -> Calibration:
     """The samples as the unpruned model saw them, from the cache or into it."""
-    requests = joined(each for choice in method_choices(settings) for each in choice.vision_requests)
+    choices = method_choices(settings)
+    requests = joined(each for choice in choices for each in choice.vision_requests)
+    keep_inputs = any(choice.prunes_tower for choice in choices)
     opened = open_model(settings.model)
     data = data_digest(samples)
     key = digest(
@@ -54,6 +56,7 @@ def observed(settings: Settings, samples: Sequence[Sample], part: Part) -> Calib
             "model": opened.identity,
             "data": data,
             "evidence": sorted(map(repr, requests)),
+            "inputs": keep_inputs,
             "normalization": opened.normalization,
             "prompt": _template(opened),
         }
@@ -65,7 +68,8 @@ def observed(settings: Settings, samples: Sequence[Sample], part: Part) -> Calib
         with progress_bar() as progress:
             for number in progress.track(missing, description=f"observing {part} samples"):
                 inputs = build_inputs(opened, [samples[number]])
-                observe_sample(opened.modules, inputs, requests, opened.normalization).save(paths[number])
+                sample = observe_sample(opened.modules, inputs, requests, opened.normalization, keep_inputs)
+                sample.save(paths[number])
     manifest = {"model": opened.tuned_for.model_dump(), "data_digest": data, "part": part, "samples": len(samples)}
     if missing:
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")

@@ -9,7 +9,7 @@ import optuna
 from pydantic import BaseModel
 
 from multimodal import FlowpruneError
-from multimodal.evidence import VisionRequest, joined
+from multimodal.evidence import TowerScore, VisionRequest, joined
 from multimodal.merging import MergingRule, make_merging, merging_named
 from multimodal.methods import Method, SearchRange, make_method, method_named
 from multimodal.ranges import SearchChoice
@@ -103,8 +103,13 @@ class MethodChoice:
         return method, make_merging({"rule": rule, **own})
 
     @property
+    def prunes_tower(self) -> bool:
+        """Whether it prunes inside the vision tower, which then runs in every trial."""
+        return make_method({"name": self.name, **self.fixed}).tower is not None
+
+    @property
     def vision_requests(self) -> list[VisionRequest]:
-        """All that a search over it may ask of the vision tower, for every value of its parameters."""
+        """All that a search over it may ask of the vision tower as it is, for every value of its parameters."""
         values: dict[str, Sequence[Any]] = {}
         for name, bounds in self.parameters.items():
             if isinstance(bounds, SearchChoice):
@@ -116,7 +121,7 @@ class MethodChoice:
         found: list[VisionRequest] = []
         for chosen in product(*values.values()):
             made = make_method({"name": self.name, **self.fixed, **dict(zip(values, chosen, strict=True))})
-            found = joined([*found, *made.vision_requests])
+            found = joined([*found, *(each for each in made.vision_requests if not isinstance(each, TowerScore))])
         return found
 
 
