@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+CHUNK = 1 << 26  # values on their way at once
+
 
 class Selection(NamedTuple):
     """A step's decision, before it touches anything that the tokens carry.
@@ -30,9 +32,14 @@ class Selection(NamedTuple):
         images, count = self.kept.shape
         if self.owner is None or self.share is None:
             return values.gather(1, self._wide(self.kept, values))
-        given = values if self.source is None else values.gather(1, self._wide(self.source, values))
         merged = torch.zeros(images, count + 1, values.shape[-1], dtype=torch.float32, device=values.device)
-        merged.scatter_add_(1, self._wide(self.owner, values), given.float() * self.share.unsqueeze(-1))
+        edges = self.owner.shape[1]
+        step = edges if self.source is None else max(1, CHUNK // values[:, 0].numel())
+        for first in range(0, edges, step):
+            part = slice(first, first + step)
+            given = values if self.source is None else values.gather(1, self._wide(self.source[:, part], values))
+            given = given.float() * self.share[:, part].unsqueeze(-1)
+            merged.scatter_add_(1, self._wide(self.owner[:, part], values), given)
         return merged[:, :count].to(values.dtype)
 
     def sizes(self, before: Tensor | None = None) -> Tensor | None:

@@ -29,7 +29,7 @@ class TowerViews:
 
     Args:
         views: which of them, in order.
-        attention: of the layers that were asked for; −1 is the layer that feeds the projector.
+        attention: of the layers that were asked for, by what they were called (:class:`VisionRequest`).
         features: output of the layers that were asked for ``[views, tokens, C]``.
         pixels: un-normalized 8-bit levels of each patch, as float32 ``[views, patches, pixels, 3]``; None if nobody
             asked.
@@ -38,8 +38,8 @@ class TowerViews:
     """
 
     views: tuple[int, ...]
-    attention: Mapping[int, LayerAttention]
-    features: Mapping[int, Tensor]
+    attention: Mapping[float, LayerAttention]
+    features: Mapping[float, Tensor]
     pixels: Tensor | None
     score: Tensor | None
     class_tokens: int

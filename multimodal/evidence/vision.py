@@ -40,13 +40,13 @@ class _OfAttention(VisionRequest):
     """A statistic of one layer's attention.
 
     Args:
-        layer: of the tower; −1 is the layer that feeds the projector.
+        layer: of the tower; −1 is the layer that feeds the projector, a number in (0, 1) a share of the depth.
     """
 
-    layer: int
+    layer: float
 
     @property
-    def attention_layers(self) -> tuple[int, ...]:
+    def attention_layers(self) -> tuple[float, ...]:
         return (self.layer,)
 
 
@@ -139,9 +139,18 @@ class GlobalAttention(_Plain, _OfAttention):
 
 @dataclass(frozen=True)
 class VisionKeys(_Plain, _OfAttention):
-    """Keys of each patch, all heads side by side ``C = heads · d``."""
+    """Keys of each patch.
+
+    Args:
+        layer: of the tower.
+        heads: ``joined``: all heads side by side ``C = heads · d``; or their ``mean`` ``C = d``, in float32.
+    """
+
+    heads: Literal["joined", "mean"] = "joined"
 
     def of(self, seen: TowerViews) -> Tensor:
+        if self.heads == "mean":
+            return seen.attention[self.layer].keys[:, :, seen.class_tokens :].float().mean(1)
         return _side_by_side(seen.attention[self.layer], "keys", seen.class_tokens)
 
 
@@ -161,10 +170,10 @@ class VisionFeatures(_Plain):
         layer: of the tower; −1 is the layer that feeds the projector.
     """
 
-    layer: int
+    layer: float
 
     @property
-    def feature_layers(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[float, ...]:
         return (self.layer,)
 
     def of(self, seen: TowerViews) -> Tensor:

@@ -121,8 +121,11 @@ class Geometry(ABC):
         """The tower's layers that attend to a whole view, up to the one whose output feeds the projector."""
         return range(max(state % (self.vision_layers + 1) for state in self.feature_states))
 
-    def vision_layer(self, layer: int) -> int:
-        """The number in the tower of one of :attr:`whole_view_layers`, counted back from the last (−1).
+    def vision_layer(self, layer: float) -> int:
+        """The number in the tower of one of :attr:`whole_view_layers`.
+
+        Args:
+            layer: counted back from the last (−1); or, in (0, 1), the share of them that comes before it.
 
         Raises:
             FlowpruneError: the tower has no such layer.
@@ -133,12 +136,14 @@ class Geometry(ABC):
                 f"vision_layer {layer} does not exist: no layer of the tower attends to a whole view before its "
                 "projector, so choose a method that reads none."
             )
-        if not -len(layers) <= layer < 0:
+        if 0 < layer < 1:
+            return layers[int(layer * len(layers))]
+        if layer != int(layer) or not -len(layers) <= layer < 0:
             raise FlowpruneError(
                 f"vision_layer {layer} does not exist: the tower has {len(layers)} layers before its projector that "
                 f"attend to a whole view, so choose one of −{len(layers)} to −1."
             )
-        return layers[layer]
+        return layers[int(layer)]
 
     @property
     def view_patches(self) -> int:

@@ -49,8 +49,8 @@ class _Seen(threading.local):
     def __init__(self) -> None:
         self.under_way = False
         self.pixels: Tensor | None = None
-        self.attention: dict[int, list[LayerAttention]] = {}  # by layer, in the order of the calls
-        self.features: dict[int, list[Tensor]] = {}
+        self.attention: dict[float, list[LayerAttention]] = {}  # by layer, in the order of the calls
+        self.features: dict[float, list[Tensor]] = {}
 
     def begin(self) -> None:
         self.under_way, self.pixels = True, None
@@ -78,12 +78,13 @@ def watch_vision(
     geometry, seen, requests = modules.geometry, _Seen(), list(requests)
 
     def see_attention(
-        layer: int, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softcap: float | None
+        names: Sequence[float], queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softcap: float | None
     ) -> None:
         if seen.under_way:
-            seen.attention[layer].append(LayerAttention(queries, keys, values, scaling))
+            for layer in names:
+                seen.attention[layer].append(LayerAttention(queries, keys, values, scaling))
 
-    def see_features(layer: int, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def see_features(layer: float, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if seen.under_way:
             seen.features[layer].append(output[0] if isinstance(output, tuple) else output)
 
@@ -109,8 +110,10 @@ def watch_vision(
         on_encoded(modality, output, layouts, evidence)
         return output
 
-    layers = {layer for request in requests for layer in request.attention_layers}
-    observers = {modules.vision_layer(layer): partial(see_attention, layer) for layer in sorted(layers)}
+    named: dict[nn.Module, list[float]] = defaultdict(list)  # a layer may go by several names
+    for layer in sorted({layer for request in requests for layer in request.attention_layers}):
+        named[modules.vision_layer(layer)].append(layer)
+    observers = {module: partial(see_attention, names) for module, names in named.items()}
     encoders: dict[str, Modality] = {"get_image_features": "image", "get_video_features": "video"}
     with ExitStack() as stack:
         for layer in {layer for request in requests for layer in request.feature_layers}:

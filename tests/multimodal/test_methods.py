@@ -11,7 +11,7 @@ from tiny_models import CACHE, batch, is_visual, sample
 from torch import Tensor
 
 from multimodal import FlowpruneError, PruningConfig, prune
-from multimodal.evidence import Request
+from multimodal.evidence import Request, VisionFeatures, VisionKeys, VisionValues
 from multimodal.families import geometry_of
 from multimodal.layout import Layout
 from multimodal.methods import Method, SearchRange, Selection, VisualTokens, method_named
@@ -22,10 +22,18 @@ LAYOUTS = [
     Layout(grids=((4, 4), (6, 9)), newlines=(25, 35, 45, 55, 65, 75)),
     Layout(grids=((1, 13),), newlines=(0,)),
 ]
-SHIPPED = ["divprune", "fastv", "random", "uniform", "vflowopt"]
+TOWER = ["fastervlm", "hiprune", "holov", "prumerge", "vispruner", "visionzip", "vscan"]
+SHIPPED = ["divprune", "fastv", "random", "uniform", "vflowopt", *TOWER]
+SHARING = ["prumerge"]  # a token may go into several kept ones, or into none
 VARIANTS: list[dict] = [{"name": name} for name in SHIPPED] + [
     {"name": "vflowopt", "recycling_cell": None},
     {"name": "vflowopt", "entropy_weight": -0.5, "recycling_cell": 3.3, "recycling_weight": 0.5},
+    {"name": "hiprune", "anchor_share": 1.0},
+    {"name": "holov", "chunks": 5, "variety_weight": 3.0},
+    {"name": "prumerge", "uniform_share": 0.75, "neighbours": 3},
+    {"name": "vispruner", "important_share": 0.0},
+    {"name": "visionzip", "contextual_share": 0.9},
+    {"name": "vscan", "window": 3},
 ]
 
 
@@ -40,7 +48,8 @@ def tokens_of(layout: Layout, layer: int, images: int = 3, left: int | None = No
     answers: dict[Request, Tensor] = {}
 
     def answer(request: Request) -> Tensor:
-        return answers.setdefault(request, torch.rand(images, left, generator=generator))
+        width = (5,) if isinstance(request, VisionFeatures | VisionKeys | VisionValues) else ()
+        return answers.setdefault(request, torch.rand(images, left, *width, generator=generator))
 
     return VisualTokens(layer, layout, index, lambda: features, answer)
 
@@ -84,7 +93,10 @@ def test_contract(fields: dict, layout: Layout, layer: int) -> None:
         merged, sizes = selection.apply(tokens.features), selection.sizes()
         assert merged.shape == (3, count, 4)
         if sizes is not None:
-            assert torch.equal(sizes.sum(1), torch.full((3,), float(left)))
+            assert selection.owner is not None and (sizes >= 1).all()
+            edges = (selection.owner < count).sum(1)
+            assert torch.equal(sizes.sum(1), edges.float())
+            assert method.name in SHARING or (edges == left).all()
         for image in range(3):  # an image does not depend on its batch
             own = method.reduce(alone(tokens, image), count)
             assert torch.equal(own.kept[0], selection.kept[image])
