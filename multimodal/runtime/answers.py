@@ -123,8 +123,10 @@ class Answers:
         queries = _at(compared.queries, slots)
         blocks = prefill.blocks(layer)
         blocks = None if blocks is None else blocks.to(device)
+        # the next layer is looked at before its step: what it will hold is not known, and must not be remembered
+        held = prefill.new_keys(layer) if request.layer == "next" else prefill.keys(layer)
         mask = attention_mask(
-            prefill.keys(layer).to(device).last(keys.shape[2]),
+            held.to(device).last(keys.shape[2]),
             index + prefill.before,
             torch.float32,
             prefill.window(layer),
