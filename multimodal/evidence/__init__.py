@@ -1,6 +1,12 @@
 """Evidence: what a pruning method may look at. It declares a few small requests, and is given what answers them."""
 
-from multimodal.evidence.language import LanguageAttention, LanguageVectors, TextEmbeddings, TextStates
+from multimodal.evidence.language import (
+    LanguageAttention,
+    LanguageVectors,
+    TextEmbeddings,
+    TextStates,
+    VisualEmbeddings,
+)
 from multimodal.evidence.request import LanguageRequest, Request, VisionRequest, joined
 from multimodal.evidence.tower import LayerAttention, TowerViews
 from multimodal.evidence.views import VisionEvidence, stacked, token_evidence
@@ -28,12 +34,14 @@ __all__ = [
     "Request",
     "TextEmbeddings",
     "TextStates",
+    "TextStates",
     "TowerViews",
     "VisionEvidence",
     "VisionFeatures",
     "VisionKeys",
     "VisionRequest",
     "VisionValues",
+    "VisualEmbeddings",
     "joined",
     "stacked",
     "token_evidence",

@@ -40,6 +40,7 @@ from multimodal.evidence import (
     VisionFeatures,
     VisionKeys,
     VisionValues,
+    VisualEmbeddings,
     joined,
     stacked,
 )
@@ -589,6 +590,44 @@ def test_text_states_before_the_language_model_are_embeddings() -> None:
     found = asked(model, batch(mixed_samples(model)), [TextStates(), TextEmbeddings()], [(0, 0.5)])
     for image in found[0]:
         assert torch.equal(*image.answers)
+
+
+@pytest.mark.parametrize("name", ATTENDING)
+@pytest.mark.parametrize("layer", ["before", "next"])
+def test_language_attention_head_by_head(name: str, layer: Literal["before", "next"]) -> None:
+    model = build(name, "eager")
+    inputs = batch(mixed_samples(model))
+    requests = [LanguageAttention(rows, layer, "each") for rows in ("last", "text")]
+    found = asked(model, inputs, requests, [(2, 0.6)])[2]
+    with eager_weights(model, by_head=True) as weights:
+        model(**inputs)
+    for image in found:
+        own = weights[2 - (layer == "before")][image.row][:, :, image.places]
+        last, text = (own[:, rows_of(inputs, image.row, rows)] for rows in ("last", "text"))
+        torch.testing.assert_close(image.answers[0], last[:, 0], **EXACT)
+        for head, expected in zip(image.answers[1], text, strict=True):
+            assert_rows(head, expected)
+
+
+@pytest.mark.parametrize("name", ["llava_clip_full", "llava_onevision", "qwen3_vl"])
+def test_visual_embeddings_are_those_of_all_patches_at_every_step(name: str) -> None:
+    model = tiny(name)
+    found = asked(model, batch(mixed_samples(model)), [VisualEmbeddings()], [(0, 0.6), (2, 0.5), (4, 0.5)])
+    before = []
+
+    class Embedded(Asking):
+        name: Literal["test_embedded"] = "test_embedded"
+
+        def score(self, tokens: VisualTokens) -> Tensor:
+            before.extend(tokens.features)
+            return super().score(tokens)
+
+    with prune(model, PruningConfig(method=Embedded(), schedule=[{"layer": 0, "keep_ratio": 0.5}])):
+        model(**batch(mixed_samples(model)))
+    del Method.registry["test_embedded"]
+    for images in found.values():
+        assert all(torch.equal(own.answers[0], each) for own, each in zip(images, before, strict=True))
+        assert len(images) == len(before) >= 3
 
 
 # greedy on features
