@@ -34,7 +34,6 @@ __all__ = [
     "Request",
     "TextEmbeddings",
     "TextStates",
-    "TextStates",
     "TowerViews",
     "VisionEvidence",
     "VisionFeatures",

@@ -21,8 +21,8 @@ class CDPruner(Method):
     cosine of tokens' features, r their relevance, the mean cosine with the text tokens, min–max normalised.
 
     As in the paper, token i adds r_i² · u_i to the determinant, u_i being what of its unit vector lies outside the span
-    of those chosen, which an incremental Cholesky factorisation of S keeps. Once nothing is added (by duplicates, or by more
-    tokens than dimensions), the most relevant ones follow, where the published code would divide by zero.
+    of those chosen, which an incremental Cholesky factorisation of S keeps. Once nothing is added (by duplicates, or by
+    more tokens than dimensions), the most relevant ones follow, where the published code would divide by zero.
 
     The paper asks CLIP's text tower, and turns the sign of its similarities round, because those of CLIP's patches are
     inverted. Here relevance is told by the language model's own embeddings of the prompt's text, of whatever tower, for

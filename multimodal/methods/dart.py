@@ -24,7 +24,9 @@ class DART(Method):
     The paper takes one step, after the second layer, with eight pivots, and finds that their choice hardly matters. The
     published code compares hidden states after the language model's last norm; here they are plain, as that norm is no
     evidence. Where it gives every pivot the same number, rounded down, here the earlier ones take one more, so that
-    counts are exact. A prompt with fewer text tokens than text pivots uses its first pivot again.
+    counts are exact. A prompt with fewer text tokens than text pivots uses its first pivot again. Keys are compared
+    after rotary embedding, as in the published code, so their norms depend on positions: a padded batch chooses as its
+    rows alone do where positions leave padding out, as those of ``generate()`` do.
 
     Args:
         visual_pivots: how many visual tokens are pivots; fewer where fewer are kept.

@@ -1,4 +1,4 @@
-"""SparseVLM (ICML 2025, arXiv 2410.04417): what the text that the image concerns looks at, and recycling by clusters."""
+"""SparseVLM (ICML 2025, arXiv 2410.04417): what the text that is about the image looks at; recycling by clusters."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
