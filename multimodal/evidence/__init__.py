@@ -1,6 +1,12 @@
 """Evidence: what a pruning method may look at. It declares a few small requests, and is given what answers them."""
 
-from multimodal.evidence.language import LanguageAttention, LanguageVectors, TextEmbeddings, TextStates
+from multimodal.evidence.language import (
+    LanguageAttention,
+    LanguageVectors,
+    TextEmbeddings,
+    TextStates,
+    VisualEmbeddings,
+)
 from multimodal.evidence.request import LanguageRequest, Request, VisionRequest, joined
 from multimodal.evidence.tower import LayerAttention, TowerViews
 from multimodal.evidence.views import VisionEvidence, stacked, token_evidence
@@ -36,6 +42,7 @@ __all__ = [
     "VisionKeys",
     "VisionRequest",
     "VisionValues",
+    "VisualEmbeddings",
     "joined",
     "stacked",
     "token_evidence",

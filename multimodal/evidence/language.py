@@ -10,17 +10,20 @@ Rows = Literal["last", "text"]
 
 @dataclass(frozen=True)
 class LanguageAttention(LanguageRequest):
-    """Head-mean attention from chosen rows to the visual tokens still there.
+    """Attention from chosen rows to the visual tokens still there.
 
     Args:
         rows: ``last``: the last prompt token's row, the answer is ``[images, n]``; ``text``: those of all text tokens
             of an image's prompt, ``[images, text tokens, n]``, 0 in rows that pad shorter prompts (on the left).
         layer: ``before`` the step, as it ran; or ``next``, the one that the step comes before, as it would attend to
             this prompt if nothing were pruned, which costs one more projection of queries, keys and values.
+        heads: their ``mean``; or ``each``, an axis of heads before that of rows or tokens: ``[images, heads, n]``,
+            ``[images, heads, text tokens, n]``.
     """
 
     rows: Rows = "last"
     layer: Literal["before", "next"] = "before"
+    heads: Literal["mean", "each"] = "mean"
 
 
 @dataclass(frozen=True)
@@ -48,3 +51,9 @@ class TextStates(LanguageRequest):
 @dataclass(frozen=True)
 class TextEmbeddings(LanguageRequest):
     """Input embeddings of the text tokens of an image's prompt ``[images, text tokens, C]``, 0 in rows that pad."""
+
+
+@dataclass(frozen=True)
+class VisualEmbeddings(LanguageRequest):
+    """Input embeddings of all of an image's patch tokens ``[images, patch tokens, C]``, those pruned since among
+    them."""

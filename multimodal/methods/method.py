@@ -59,7 +59,7 @@ class Method(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)  # JSON holds neither
     registry: ClassVar[dict[str, type["Method"]]] = {}
-    #: first language-model layer that a step may come before: 1 for a method that reads the layer before its step
+    #: first language-model layer that a step may come before: 1 for one that reads layers of the language model
     first_layer: ClassVar[int] = 0
 
     name: str

@@ -13,6 +13,7 @@ from multimodal.evidence import (
     TextEmbeddings,
     TextStates,
     VisionRequest,
+    VisualEmbeddings,
 )
 from multimodal.importance import chosen_attention
 from multimodal.runtime.group import Group
@@ -46,7 +47,7 @@ class Answers:
         self._prefill = prefill
         self._prompt = prefill.prompt
         self._method = prefill.config.method
-        asks = any(isinstance(request, TextEmbeddings) for request in self._method.evidence)
+        asks = any(isinstance(each, TextEmbeddings | VisualEmbeddings) for each in self._method.evidence)
         self._embeds = embeds if asks else None
         self._of_layer: dict[LanguageAttention | LanguageVectors, Tensor] = {}  # of the layer that ran last
 
@@ -69,10 +70,10 @@ class Answers:
             return whole.gather(1, index)
         if isinstance(request, LanguageAttention) and request in self._of_layer:
             seen = self._of_layer[request].to(group.index.device)[group.rows]
+            seen = seen[..., 0, :] if request.rows == "last" else seen
             slots = segment.slots(group.in_prompt, group.rows)
-            if request.rows == "last":
-                return seen[:, 0].gather(1, slots)
-            return seen.gather(2, slots.unsqueeze(1).expand(-1, seen.shape[1], -1))
+            slots = slots.view(len(slots), *[1] * (seen.ndim - 2), -1)
+            return seen.gather(-1, slots.expand(*seen.shape[:-1], -1))
         if isinstance(request, LanguageVectors) and request in self._of_layer:
             own = self._of_layer[request].to(group.index.device)
             if request.rows == "visual":
@@ -85,6 +86,8 @@ class Answers:
         if isinstance(request, TextEmbeddings) and self._embeds is not None:
             text = self._text_index(self._embeds.device)
             return _masked(gather_tokens(self._embeds, text.clamp(min=0)), text).to(group.index.device)[group.rows]
+        if isinstance(request, VisualEmbeddings) and self._embeds is not None:
+            return self._embeds.to(group.index.device)[group.rows.unsqueeze(1), group.table]
         raise FlowpruneError(
             f"Nothing answers {request!r}, which {self._method.name} asks for: declare it as the method's evidence, "
             "and choose the attention implementation before prune()."
@@ -115,7 +118,8 @@ class Answers:
 
     @torch.no_grad()
     def _rows_seen(self, layer: int, request: LanguageAttention, compared: Compared) -> Tensor:
-        """Attention of the rows asked for to the tokens of the prompt that are left ``[B, rows, L]``."""
+        """Attention of the rows asked for to the tokens of the prompt that are left ``[B, rows, L]``, or by head
+        ``[B, heads, rows, L]``."""
         prefill, keys, device = self._prefill, compared.keys, compared.keys.device
         segment = prefill.segment_of(layer).to(device)
         index = self._index(request.rows, device)
@@ -123,8 +127,10 @@ class Answers:
         queries = _at(compared.queries, slots)
         blocks = prefill.blocks(layer)
         blocks = None if blocks is None else blocks.to(device)
+        # the next layer is looked at before its step: what it will hold is not known, and must not be remembered
+        held = prefill.new_keys(layer) if request.layer == "next" else prefill.keys(layer)
         mask = attention_mask(
-            prefill.keys(layer).to(device).last(keys.shape[2]),
+            held.to(device).last(keys.shape[2]),
             index + prefill.before,
             torch.float32,
             prefill.window(layer),
@@ -133,7 +139,8 @@ class Answers:
             prefill.geometry.window_cuts_blocks,
         )
         seen = chosen_attention(queries, keys, compared.scaling, mask, compared.softcap)
-        return _masked(seen[..., -segment.index.shape[1] :], index)
+        seen = seen[..., -segment.index.shape[1] :].masked_fill((index < 0)[:, None, :, None], 0)
+        return seen if request.heads == "each" else seen.mean(1)
 
     def _vectors(self, layer: int, request: LanguageVectors, compared: Compared) -> Tensor:
         """Vectors of all tokens of the prompt that are left, or of the rows asked for ``[B, rows, heads, d]``."""

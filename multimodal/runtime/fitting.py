@@ -27,8 +27,8 @@ def check_fits(modules: Modules, config: PruningConfig) -> None:
             )
         if step.layer < method.first_layer:
             raise FlowpruneError(
-                f"schedule.{number}.layer is {step.layer}, but {method.name} reads the language-model layer before its "
-                f"step: choose one of {method.first_layer} to {layers - 1}."
+                f"schedule.{number}.layer is {step.layer}, but {method.name} reads layers of the language model "
+                f"around its step: choose one of {method.first_layer} to {layers - 1}."
             )
         if 0 < step.layer < geometry.deepstack_layers:
             raise FlowpruneError(
