@@ -1,6 +1,5 @@
 """Who takes part in a comparison: methods at their published defaults and tuned, each at each budget."""
 
-from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Literal, cast
@@ -100,9 +99,6 @@ def folder_of(settings: Settings) -> Path:
 
 def label(method: str, variant: str) -> str:
     """A contender in words."""
-    return {UNPRUNED: "unpruned", DOWNSCALED: "downscaled picture"}.get(variant, f"{method}, {variant}")
-
-
-def labels(pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """The same of several."""
-    return [label(*pair) for pair in pairs]
+    if variant in (UNPRUNED, DOWNSCALED):
+        return variant
+    return method if variant == PUBLISHED else f"{method} {variant}"

@@ -9,7 +9,7 @@ from pipelines.data import Sample
 from pipelines.opened import OpenedModel
 from pipelines.prompts import build_inputs
 
-HALVINGS = 12  # of the interval in which the factor is sought
+HALVINGS = 8  # of the interval in which the factor is sought
 FEWER = "fewer pixels and tokens"
 SAME = "fewer pixels, as many tokens: this model takes one size of picture, so it costs what unpruned does"
 
@@ -38,7 +38,8 @@ def _shrunk(opened: OpenedModel, sample: Sample, share: float) -> tuple[Sample, 
     def tokens(factor: float) -> int:
         return _tokens(opened, replace(sample, image=scaled(sample.image, factor)))
 
-    factor = largest_factor(tokens, share * _tokens(opened, sample))
+    least = share**0.5 / 2  # tokens of a picture that is taken as it is fall with its area
+    factor = largest_factor(tokens, share * _tokens(opened, sample), least)
     if factor is not None:
         return replace(sample, image=scaled(sample.image, factor)), True
     pixels = build_inputs(opened, [sample])["pixel_values"]
@@ -49,27 +50,24 @@ def _shrunk(opened: OpenedModel, sample: Sample, share: float) -> tuple[Sample, 
     return replace(sample, image=small.resize(sample.image.size, Image.Resampling.BICUBIC)), False
 
 
-def largest_factor(tokens: Callable[[float], int], most: float) -> float | None:
-    """The largest factor in (0, 1] of a picture's sides at which it has at most so many visual tokens, by bisection.
+def largest_factor(tokens: Callable[[float], int], most: float, least: float) -> float | None:
+    """The largest factor of a picture's sides at which it has at most so many visual tokens, by bisection.
 
     Args:
         tokens: visual tokens by factor; never falls as that rises.
         most: the target.
+        least: the smallest factor that is tried; the largest is 1.
 
     Returns:
         None if even the smallest picture has more.
     """
-    low, high = 0.0, 1.0
-    if tokens(high) <= most:
-        return high
-    found = None
+    low, high = least, 1.0
+    if tokens(low) > most:
+        return None
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        if tokens(middle) <= most:
-            low = found = middle
-        else:
-            high = middle
-    return found
+        low, high = (middle, high) if tokens(middle) <= most else (low, middle)
+    return low
 
 
 def scaled(image: Image.Image, factor: float) -> Image.Image:

@@ -1,5 +1,6 @@
 """MLflow tracking: one parent run a study, one child run a trial. Optuna keeps the truth; MLflow is made to agree."""
 
+from search.tracking.comparison import Entry, log_comparison
 from search.tracking.facts import trial_metrics
 from search.tracking.fetch import config_of_run, config_registered, study_of_run
 from search.tracking.files import keep_files
@@ -11,12 +12,14 @@ from search.tracking.tracker import Tracker
 
 __all__ = [
     "LOST",
+    "Entry",
     "StudyRuns",
     "Tracker",
     "check_store",
     "config_of_run",
     "config_registered",
     "keep_files",
+    "log_comparison",
     "open_store",
     "register",
     "study_of_run",

@@ -1,0 +1,71 @@
+"""What all contenders are measured with: one model, the same held-out samples, the same timed prompts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from multimodal import PruningConfig
+from pipelines.comparison.contenders import Variant, folder_of
+from pipelines.comparison.measured import Identity
+from pipelines.data import Sample, data_digest
+from pipelines.grading import is_right
+from pipelines.opened import OpenedModel
+from pipelines.prompts import build_inputs
+from pipelines.settings import Settings
+from search.latency import device_name
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all contenders are measured with.
+
+    Args:
+        settings: of the run.
+        opened: the model.
+        samples: held out.
+    """
+
+    settings: Settings
+    opened: OpenedModel
+    samples: Sequence[Sample]
+
+    @property
+    def folder(self) -> Path:
+        """Where measurements are kept."""
+        return folder_of(self.settings)
+
+    @cached_property
+    def data(self) -> str:
+        """A digest of the samples."""
+        return data_digest(self.samples)
+
+    @cached_property
+    def timed(self) -> list[Mapping[str, Tensor]]:
+        """The prompts that are timed, each alone."""
+        return [build_inputs(self.opened, [sample]) for sample in self.samples[: self.settings.compare.timed]]
+
+    def identity(
+        self, method: str, variant: Variant, budget: float | None = None, config: PruningConfig | None = None
+    ) -> Identity:
+        """Of a contender's measurement."""
+        compare, device = self.settings.compare, device_name(self.opened.modules.text_model.device)
+        return Identity(
+            method=method,
+            variant=variant,
+            measure=self.settings.budget.measure,
+            budget=budget,
+            model=f"{self.settings.model.name} {self.opened.identity}",
+            data=self.data,
+            device=f"{device}, {len(self.timed)} prompts, {compare.repeats} times each",
+            config=None if config is None else config.model_copy(update={"provenance": None}),
+        )
+
+    def grade(self, answers: Sequence[str], reference: Sequence[str]) -> dict[str, Any]:
+        """What a contender's answers are worth, beside the unpruned model's."""
+        right = [None if s.answer is None else is_right(a, s) for a, s in zip(answers, self.samples, strict=True)]
+        agrees = [a == u for a, u in zip(answers, reference, strict=True)]
+        return {"answers": list(answers), "right": right, "agrees": agrees}

@@ -1,0 +1,101 @@
+"""Each method at each budget, ready to be measured: its settings and its published config; and who cannot take part."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multimodal import FlowpruneError, PruningConfig, prune
+from pipelines import search
+from pipelines.comparison.contenders import at_budget, budgets_of, methods_of
+from pipelines.contenders import untuned_config
+from pipelines.data import load_samples
+from pipelines.opened import OpenedModel
+from pipelines.prompts import build_inputs
+from pipelines.settings import Settings
+from pipelines.space import make_space, prompts_of
+from search.budget import BudgetUnreachableError
+from search.space import Space
+from search.study import discrepancy, done_trials, stopped_early
+from search.tuned import tuned_config
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One method at one budget.
+
+    Args:
+        settings: as ``stages=[search]`` would have them.
+        space: what a search would suggest from.
+        published: the method's config without a search, on budget.
+    """
+
+    settings: Settings
+    space: Space
+    published: PruningConfig
+
+
+def enter(settings: Settings, opened: OpenedModel) -> tuple[list[Entrant], dict[str, str]]:
+    """Whoever takes part, and who cannot, with the reason.
+
+    Args:
+        settings: of the run.
+        opened: the model.
+
+    Raises:
+        FlowpruneError: a method that was named does not fit the model, or nobody can take part.
+    """
+    geometry = opened.modules.geometry
+    samples = load_samples(settings.data, "calibration", settings.seed)
+    inputs = [dict(build_inputs(opened, [sample])) for sample in samples]
+    workload = prompts_of(geometry, inputs)
+    entrants: list[Entrant] = []
+    left_out: dict[str, str] = {}
+    for method in methods_of(settings):
+        try:
+            for budget in budgets_of(settings):
+                own = at_budget(settings, geometry, method, budget)
+                try:
+                    space = make_space(own, geometry, workload, opened.normalization)
+                except BudgetUnreachableError as error:
+                    left_out[f"{method} at {budget:g}"] = str(error)
+                    continue
+                published = untuned_config(own, space)
+                _try(opened, inputs[0], published)
+                entrants.append(Entrant(own, space, published))
+        except FlowpruneError as error:
+            if settings.compare.methods != ["all"]:
+                raise
+            left_out[method] = str(error)
+    if not entrants:
+        raise FlowpruneError(f"No method can take part: {next(iter(left_out.values()))}")
+    return entrants, left_out
+
+
+def tune(settings: Settings) -> PruningConfig:
+    """The best config of a contender's search, which has as many trials as every other's; what was searched already is
+    not searched again.
+
+    Args:
+        settings: of the contender.
+
+    Raises:
+        FlowpruneError: the study exists with other settings, or has no complete trial.
+    """
+    target = settings.search.trials
+    try:
+        study = search.join(settings).study
+    except FlowpruneError as error:
+        raise FlowpruneError(str(error).replace("another study=NAME", "another compare.name=NAME")) from error
+    if len(done_trials(study)) < target:
+        study = search.run(settings)
+    first = sorted(done_trials(study), key=lambda trial: trial.number)[:target]
+    complete = [trial for trial in first if not stopped_early(trial)]
+    return tuned_config(study, min(complete, key=discrepancy))
+
+
+@torch.inference_mode()
+def _try(opened: OpenedModel, inputs: Mapping[str, Tensor], config: PruningConfig) -> None:
+    with prune(opened.model, config):
+        opened.modules.base(**inputs, use_cache=True)

@@ -1,0 +1,57 @@
+"""The comparison in words: which method to use at which budget, what it costs, and how sure that is."""
+
+from collections.abc import Sequence
+
+from pipelines.comparison.contenders import DOWNSCALED
+from pipelines.comparison.rows import Comparison, Row
+from pipelines.comparison.statistics import Interval
+from pipelines.comparison.tables import points
+
+
+def verdicts(comparison: Comparison) -> list[str]:
+    """One a budget, most first, of a few sentences."""
+    return [" ".join(sentences(comparison, budget)) for budget, rows in comparison.budgets.items() if pruned(rows)]
+
+
+def pruned(rows: Sequence[Row]) -> list[Row]:
+    """The contenders that prune tokens, the most accurate first."""
+    return [row for row in rows if row.variant != DOWNSCALED]
+
+
+def sentences(comparison: Comparison, budget: float) -> list[str]:
+    """What is to be said of one budget."""
+    rows = comparison.budgets[budget]
+    best, *others = pruned(rows)
+    what = "right" if comparison.known else "as unpruned"
+    full = "" if not comparison.known else f" (unpruned {comparison.unpruned.accuracy.mean:.1%})"
+    said = [
+        f"At {comparison.measure} {budget:g} use {best.name}: {best.accuracy.mean:.1%} {what}{full}, "
+        f"first token {best.speed_up:.2f}× as fast, {best.kv_share:.0%} of the KV bytes."
+    ]
+    if best.over_random is not None:
+        said.append(f"It {_against(best.over_random)} random tokens: {points(best.over_random)} points.")
+    else:
+        said.append("Nothing here beats random tokens.")
+    if others and best.over_other is not None:
+        rival = next(row for row in rows if row is not best and row.best_share is not None)
+        said.append(
+            f"It {_against(best.over_other)} the next, {rival.name}: {points(best.over_other)} points; it is the best "
+            f"in {best.best_share or 0:.0%} of the resamples."
+        )
+    if best.over_other is not None and best.over_other.holds_zero and others:
+        fastest = max([best, *_tied(best, others)], key=lambda row: row.speed_up)
+        if fastest is not best:
+            said.append(f"Of those that cannot be told apart, {fastest.name} is the fastest ({fastest.speed_up:.2f}×).")
+    return said
+
+
+def _against(lead: Interval) -> str:
+    """How sure a lead is, as a verb."""
+    if lead.holds_zero:
+        return "ties with"
+    return "beats" if lead.mean > 0 else "is behind"
+
+
+def _tied(best: Row, others: Sequence[Row]) -> list[Row]:
+    """Contenders whose difference from the best may be chance: what they are behind by has an interval with 0."""
+    return [row for row in others if row.over_other is not None and row.over_other.high >= 0]

@@ -1,0 +1,94 @@
+"""A comparison's MLflow runs: one parent, and one child a contender. A comparison of the same name replaces it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.tracking import MlflowClient
+
+from multimodal import FlowpruneError
+from search.credentials import masked
+from search.study import digest
+from search.tracking.store import LOST, find_experiment, open_store, reason
+
+CONTENT = "comparison_digest"  # the tag that tells whether there is anything new
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One contender: its run's name, params and metrics."""
+
+    name: str
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+
+def log_comparison(
+    uri: str,
+    experiment: str,
+    artifacts: Path | None,
+    name: str,
+    words: str,
+    entries: Sequence[Entry],
+    files: Sequence[Path],
+) -> None:
+    """Make MLflow hold a comparison as it is now; runs of an earlier state are deleted.
+
+    Args:
+        uri: of the tracking store.
+        experiment: name of the experiment.
+        artifacts: folder of a local store's artifacts; None with a server.
+        name: of the comparison.
+        words: its description.
+        entries: the contenders.
+        files: kept with the parent run.
+
+    Raises:
+        FlowpruneError: the store does not take it.
+    """
+    try:
+        client = open_store(uri)
+        _log(client, _experiment(client, experiment, artifacts), name, words, entries, files)
+    except LOST as error:
+        raise FlowpruneError(
+            f"MLflow at {masked(uri)} did not take the comparison ({reason(error)}): the same command logs it when it "
+            "is mended."
+        ) from error
+
+
+def _experiment(client: MlflowClient, name: str, artifacts: Path | None) -> str:
+    found = find_experiment(client, name)
+    if found is not None:
+        return str(found.experiment_id)
+    location = None if artifacts is None else artifacts.absolute().as_uri()
+    return str(client.create_experiment(name, location, {"mlflow.experimentKind": "custom_model_development"}))
+
+
+def _log(
+    client: MlflowClient, experiment: str, name: str, words: str, entries: Sequence[Entry], files: Sequence[Path]
+) -> None:
+    content = digest({"words": words, "entries": [vars(entry) for entry in entries]})
+    known = client.search_runs([experiment], f"tags.kind = 'comparison' and tags.comparison = '{name}'")
+    if any(run.data.tags.get(CONTENT) == content and run.info.status == "FINISHED" for run in known):
+        return
+    for run in known:
+        for child in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"):
+            client.delete_run(child.info.run_id)
+        client.delete_run(run.info.run_id)
+    tags = {"kind": "comparison", "comparison": name, CONTENT: content, "mlflow.note.content": words}
+    parent = client.create_run(experiment, tags=tags, run_name=name)
+    at = parent.info.start_time
+    for entry in entries:
+        tags = {"kind": "contender", "comparison": name, "mlflow.parentRunId": parent.info.run_id}
+        child = client.create_run(experiment, tags=tags, run_name=entry.name)
+        client.log_batch(
+            child.info.run_id,
+            metrics=[Metric(key, value, at, 0) for key, value in entry.metrics.items()],
+            params=[Param(key, value) for key, value in entry.params.items()],
+            tags=[RunTag("state", "complete")],
+        )
+        client.set_terminated(child.info.run_id, "FINISHED")
+    for path in files:
+        client.log_artifact(parent.info.run_id, str(path))
+    client.set_terminated(parent.info.run_id, "FINISHED")
