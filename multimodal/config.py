@@ -8,7 +8,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsA
 
 from multimodal.errors import FlowpruneError, one_sentence
 from multimodal.families import Positions
-from multimodal.methods import Method, make_method
+from multimodal.merging import MergingRule, make_merging
+from multimodal.methods import Method, VisualTokens, make_method
+from multimodal.selection import Selection
 
 FILE_NAME = "pruning.json"
 SCHEMA_VERSION = 1
@@ -89,6 +91,10 @@ def _method(value: Any) -> Any:
     return make_method(value) if isinstance(value, dict) else value
 
 
+def _merging(value: Any) -> Any:
+    return make_merging(value) if isinstance(value, dict) else value
+
+
 class PruningConfig(_Strict):
     """A complete, self-contained description of how to prune one model.
 
@@ -97,6 +103,7 @@ class PruningConfig(_Strict):
         schedule: pruning steps, layers strictly increasing, at least one.
         positions: ``compact`` re-numbers the tokens left after the step at layer 0; ``original`` keeps each token's
             own position. Inner steps always keep them.
+        merging: a merging rule that takes the place of the method's own; None: the method's own.
         image_mean, image_std: of the model's image processor; needed only by methods that look at pixels.
         model, budget, provenance: what the config was tuned for, under, and by; None when written by hand.
     """
@@ -105,6 +112,7 @@ class PruningConfig(_Strict):
     method: Annotated[SerializeAsAny[Method], BeforeValidator(_method)]
     schedule: tuple[PruningStep, ...] = Field(min_length=1)
     positions: Positions = "original"
+    merging: Annotated[SerializeAsAny[MergingRule], BeforeValidator(_merging)] | None = None
     image_mean: tuple[float, ...] | None = None
     image_std: tuple[float, ...] | None = None
     model: TunedModel | None = None
@@ -123,6 +131,30 @@ class PruningConfig(_Strict):
         if layers != sorted(set(layers)):
             raise FlowpruneError(f"schedule has the layers {layers}: they must be strictly increasing.")
         return self
+
+    @model_validator(mode="after")
+    def _merging_fits(self) -> "PruningConfig":
+        if self.merging is not None and self.merging.needs_score and not self.method.scores:
+            raise FlowpruneError(
+                f"merging.rule {self.merging.rule!r} ranks tokens by their score, and {self.method.name} has none: "
+                "choose nearest or clusters."
+            )
+        return self
+
+    def reduce(self, tokens: VisualTokens, count: int) -> Selection:
+        """What a step leaves of each image: the method's choice, merged by the config's rule or by its own."""
+        own = self.merging
+        return self.method.reduce(tokens, count) if own is None else own.reduce(self.method, tokens, count)
+
+    @property
+    def merged_weight(self) -> float:
+        """Weight w: a token that stands for n tokens gets w · log n added to its attention logit."""
+        return self.method.merged_weight if self.merging is None else self.merging.weight
+
+    @property
+    def exact(self) -> bool:
+        """Whether every step leaves exactly the tokens that were planned."""
+        return self.merging is not None or self.method.exact
 
     @property
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

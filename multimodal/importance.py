@@ -168,7 +168,7 @@ def weighted_attention(queries: Tensor, keys: Tensor, scaling: float, weights: T
 def chosen_attention(
     queries: Tensor, keys: Tensor, scaling: float, mask: Tensor, softcap: float | None = None
 ) -> Tensor:
-    """Head-mean softmax attention of a few query rows under a mask ``[B, rows, N]``, float32.
+    """Softmax attention of a few query rows under a mask ``[B, heads, rows, N]``, float32.
 
     Args:
         queries: ``[B, heads, rows, d]``.
@@ -182,7 +182,7 @@ def chosen_attention(
     logits = (grouped @ keys.transpose(-1, -2)).float().unflatten(2, (-1, rows)).flatten(1, 2)
     if softcap is not None:
         logits = (logits / softcap).tanh() * softcap
-    return (logits + mask).softmax(-1).mean(1)
+    return (logits + mask).softmax(-1)
 
 
 def _most_received(received: Tensor, number: int) -> tuple[Tensor, Tensor]:

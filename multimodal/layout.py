@@ -47,6 +47,18 @@ class Layout:
         return torch.tensor(patches, dtype=torch.long, device="cpu")
 
     @cached_property
+    def neighbours(self) -> Tensor:
+        """The patch tokens above, below, left and right of each in its grid ``[patch tokens, 4]``, on the CPU.
+
+        The number of patch tokens stands for one that is not there.
+        """
+        place, row, column = torch.arange(self.patch_tokens, device="cpu"), self.cells[:, 1], self.cells[:, 2]
+        rows, columns = torch.tensor(self.grids, device="cpu")[self.cells[:, 0]].unbind(1)
+        inside = torch.stack([row > 0, row < rows - 1, column > 0, column < columns - 1], 1)
+        beside = torch.stack([place - columns, place + columns, place - 1, place + 1], 1)
+        return beside.masked_fill(~inside, self.patch_tokens)
+
+    @cached_property
     def cells(self) -> Tensor:
         """(grid, row, column) of each patch token ``[patch tokens, 3]``, on the CPU."""
         return torch.cat(

@@ -5,29 +5,41 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+CHUNK = 1 << 26  # values on their way at once
+
 
 class Selection(NamedTuple):
     """A step's decision, before it touches anything that the tokens carry.
 
+    What merges is a list of edges: token ``source`` goes into kept token ``owner`` with weight ``share``. Rules in
+    which every token goes into at most one other leave ``source`` out.
+
     Args:
         kept: sorted indices into the step's tokens ``[images, count]``.
-        owner: which of the kept each of the n tokens goes into ``[images, n]``, itself included, ``count`` for one that
-            is dropped; None: nothing merges.
-        share: weight of each token in its owner ``[images, n]``, summing to 1 over an owner's tokens.
+        owner: which of the kept each edge goes into ``[images, edges]``, ``count`` for one that is dropped; a kept
+            token needs an edge into itself. None: nothing merges.
+        share: weight of each edge ``[images, edges]``; a mean where those of an owner sum to 1.
+        source: which of the n tokens each edge starts from ``[images, edges]``; None: edge i from token i.
     """
 
     kept: Tensor
     owner: Tensor | None = None
     share: Tensor | None = None
+    source: Tensor | None = None
 
     def apply(self, values: Tensor) -> Tensor:
         """What the kept tokens carry, of what all of them did ``[images, n, C]`` → ``[images, count, C]``."""
         images, count = self.kept.shape
         if self.owner is None or self.share is None:
-            return values.gather(1, self.kept.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
-        weighted = values.float() * self.share.unsqueeze(-1)
+            return values.gather(1, self._wide(self.kept, values))
         merged = torch.zeros(images, count + 1, values.shape[-1], dtype=torch.float32, device=values.device)
-        merged.scatter_add_(1, self.owner.unsqueeze(-1).expand_as(values), weighted)
+        edges = self.owner.shape[1]
+        step = edges if self.source is None else max(1, CHUNK // values[:, 0].numel())
+        for first in range(0, edges, step):
+            part = slice(first, first + step)
+            given = values if self.source is None else values.gather(1, self._wide(self.source[:, part], values))
+            given = given.float() * self.share[:, part].unsqueeze(-1)
+            merged.scatter_add_(1, self._wide(self.owner[:, part], values), given)
         return merged[:, :count].to(values.dtype)
 
     def sizes(self, before: Tensor | None = None) -> Tensor | None:
@@ -40,6 +52,12 @@ class Selection(NamedTuple):
             return None
         if before is None:
             before = torch.ones((), dtype=torch.float32, device=self.owner.device).expand(self.owner.shape)
+        elif self.source is not None:
+            before = before.gather(1, self.source)
         images, count = self.kept.shape
         sizes = torch.zeros(images, count + 1, dtype=torch.float32, device=self.owner.device)
         return sizes.scatter_add_(1, self.owner, before)[:, :count]
+
+    @staticmethod
+    def _wide(index: Tensor, values: Tensor) -> Tensor:
+        return index.unsqueeze(-1).expand(-1, -1, values.shape[-1])

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from multimodal.evidence import joined
+from pipelines.choices import method_choices
 from pipelines.console import console, progress_bar
 from pipelines.data import Part, Sample, data_digest, load_samples
 from pipelines.opened import OpenedModel, open_model
 from pipelines.prompts import build_inputs
 from pipelines.settings import Settings
 from search.calibration import FORMAT, CalibrationSample, observe_sample
-from search.space import vision_requests
 from search.study import digest
 
 
@@ -44,7 +45,9 @@ def run(settings: Settings) -> Calibration:
 
 def observed(settings: Settings, samples: Sequence[Sample], part: Part) -> Calibration:
     """The samples as the unpruned model saw them, from the cache or into it."""
-    requests = vision_requests(settings.method.name, settings.method.fixed, settings.method.ranges)
+    choices = method_choices(settings)
+    requests = joined(each for choice in choices for each in choice.vision_requests)
+    keep_inputs = any(choice.prunes_tower for choice in choices)
     opened = open_model(settings.model)
     data = data_digest(samples)
     key = digest(
@@ -53,6 +56,7 @@ def observed(settings: Settings, samples: Sequence[Sample], part: Part) -> Calib
             "model": opened.identity,
             "data": data,
             "evidence": sorted(map(repr, requests)),
+            "inputs": keep_inputs,
             "normalization": opened.normalization,
             "prompt": _template(opened),
         }
@@ -64,7 +68,8 @@ def observed(settings: Settings, samples: Sequence[Sample], part: Part) -> Calib
         with progress_bar() as progress:
             for number in progress.track(missing, description=f"observing {part} samples"):
                 inputs = build_inputs(opened, [samples[number]])
-                observe_sample(opened.modules, inputs, requests, opened.normalization).save(paths[number])
+                sample = observe_sample(opened.modules, inputs, requests, opened.normalization, keep_inputs)
+                sample.save(paths[number])
     manifest = {"model": opened.tuned_for.model_dump(), "data_digest": data, "part": part, "samples": len(samples)}
     if missing:
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")

@@ -19,6 +19,7 @@ from pipelines.console import console
 from pipelines.data import load_samples
 from pipelines.opened import open_model
 from pipelines.settings import Settings
+from search.schedules import Schedules
 from search.tracking import check_store
 
 PAGE, FIGURE = "comparison.html", "comparison.png"
@@ -72,7 +73,7 @@ def _shares(entrants: list[Entrant]) -> list[tuple[float, float]]:
     found = {}
     for each in entrants:
         [budget] = each.space.budgets
-        [step] = each.space.schedule(budget, [0], [])
+        [step] = Schedules(each.space.cost, 1, each.space.layers).solved(budget, [0], [])
         found[budget] = step.keep_ratio
     return list(found.items())
 

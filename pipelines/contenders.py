@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
-from multimodal import PruningConfig
-from multimodal.methods import make_method
+from multimodal import FlowpruneError, PruningConfig
+from multimodal.methods import make_method, method_named
 from pipelines.settings import Settings
+from search.schedules import Schedules
 from search.space import Space
 
 UNPRUNED, TUNED, UNTUNED, UNIFORM, RANDOM = "unpruned", "tuned", "untuned", "uniform", "random"
@@ -12,29 +13,36 @@ UNPRUNED, TUNED, UNTUNED, UNIFORM, RANDOM = "unpruned", "tuned", "untuned", "uni
 
 def contenders(settings: Settings, space: Space, tuned: PruningConfig) -> Mapping[str, PruningConfig | None]:
     """Configs by name; None is the unpruned model."""
+    untuned = {} if settings.method.untuned is None else {UNTUNED: untuned_config(settings, space)}
     return {
         UNPRUNED: None,
         TUNED: tuned,
-        UNTUNED: untuned_config(settings, space),
+        **untuned,
         UNIFORM: _single_step("uniform", space),
         RANDOM: _single_step("random", space),
     }
 
 
 def untuned_config(settings: Settings, space: Space) -> PruningConfig:
-    """The method as its paper uses it without a search, with the last ratio solved for the budget."""
+    """The method as its paper uses it without a search, with the last ratio solved for the budget.
+
+    Raises:
+        FlowpruneError: there are several methods to choose among.
+    """
     untuned, [budget] = settings.method.untuned, space.budgets
-    layers: list[int] = []
-    for place in untuned.places:
-        first = max(layers[-1] + 1, space.first_inner_layer) if layers else space.earliest
-        wanted = max(round(place * space.layers), first)
-        layers.append(wanted if layers else min(wanted, space.latest(budget)))
-    [single] = space.schedule(budget, [0], [])
+    if untuned is None:
+        raise FlowpruneError(f"method={settings.method.name} has no untuned values: run stages=[search], or name one.")
+    first = method_named(settings.method.name).first_layer
+    inner = max(space.first_inner_layer, first)
+    schedules = Schedules(space.cost, len(untuned.places), space.layers, first > 0, inner)
+    [single] = Schedules(space.cost, 1, space.layers).solved(budget, [0], [])
     ratios = [single.keep_ratio * untuned.ratios[0], *untuned.ratios[1:]] if untuned.ratios else []
-    return space.on_budget(budget, untuned.parameters, layers, ratios, space.positions[0])
+    schedule = schedules.by_ratios(budget, schedules.at_depths(untuned.places, budget), ratios)
+    method = make_method({"name": settings.method.name, **untuned.parameters})
+    return space.config(budget, method, schedule, space.positions[0])
 
 
 def _single_step(name: str, space: Space) -> PruningConfig:
     [budget] = space.budgets
-    schedule = space.schedule(budget, [0], [])
+    schedule = Schedules(space.cost, 1, space.layers).solved(budget, [0], [])
     return PruningConfig(method=make_method({"name": name}), schedule=schedule, positions="original")

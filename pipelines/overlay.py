@@ -16,6 +16,7 @@ from multimodal.layout import Layout
 from multimodal.methods import VisualTokens
 from multimodal.plan import kept_counts
 from multimodal.recycling import cells_of
+from multimodal.runtime.report import SampleReport
 from pipelines.data import Sample
 from pipelines.opened import OpenedModel
 from pipelines.pictures import draw_image, draw_kept, draw_map, grid_maps, place_on_grids, save_panels
@@ -58,16 +59,16 @@ def overlay_panels(
     seen = observe_sample(opened.modules, inputs, joined([*shown.values(), *own]), opened.normalization)
     with prune(opened.model, config) as pruner:
         opened.modules.base(**inputs, use_cache=False)
-        kept = pruner.report[0].kept
+        report = pruner.report[0]
     layout = seen.layouts[0]
     answers = token_evidence(geometry, [*shown.values(), *own], seen.layouts, seen.evidence)
     by_patch: dict[Request, Tensor] = {request: own[0][layout.patch_index] for request, own in answers.items()}
     maps = {title: grid_maps(by_patch[request], layout) for title, request in shown.items()}
     tokens = _tokens(seen, layout, by_patch)
-    if own and len(own) == len(config.method.evidence):  # what it looks at is there before the language model
+    at_once = len(own) == len(config.method.evidence)  # what it looks at is there before the language model
+    if config.method.scores and own and at_once:
         maps[f"importance, {config.method.name}"] = grid_maps(config.method.score(tokens)[0], layout)
-    count = kept_counts(layout, config.schedule)[0] - len(layout.newlines)
-    steps = _steps(config, seen, layout, kept, count, _recycled_sizes(config, tokens, count))
+    steps = _steps(config, seen, layout, report)
     panels: list[list[Callable[[Axes], None]]] = []
     for grid, view in enumerate(_views(inputs["pixel_values"], layout, sample.image)):
         row: list[Callable[[Axes], None]] = [
@@ -109,35 +110,22 @@ def _tokens(seen: CalibrationSample, layout: Layout, by_patch: Mapping[Request, 
 
 
 def _steps(
-    config: PruningConfig, seen: CalibrationSample, layout: Layout, kept: tuple[Tensor, ...], count: int, sizes: Tensor
+    config: PruningConfig, seen: CalibrationSample, layout: Layout, report: SampleReport
 ) -> list[tuple[str, list[np.ndarray], list[np.ndarray], list[np.ndarray] | None]]:
     """For each step: its name, the tokens left, how many each stands for, and the recycling cells of the first."""
     patch_at = torch.full((len(seen.is_visual),), -1)
     patch_at[seen.visual_index(0)[layout.patch_index]] = torch.arange(layout.patch_tokens)
-    cell = getattr(config.method, "recycling_cell", None)
-    found = None if cell is None else cells_of(layout.grids, cell, count if config.method.exact else None)
+    count = kept_counts(layout, config.schedule)[0] - len(layout.newlines)
+    merging = config.merging
+    cell = getattr(config.method, "recycling_cell", None) if merging is None else getattr(merging, "cell", None)
+    found = None if cell is None else cells_of(layout.grids, cell, count if config.exact else None)
     steps = []
-    for step, left in zip(config.schedule, kept, strict=True):
+    for step, left, stands_for in zip(config.schedule, report.kept, report.sizes, strict=True):
         index = patch_at[left]
         where = "before the language model" if step.layer == 0 else f"before layer {step.layer}"
         cells = grid_maps(found.ids, layout) if found is not None and step.layer == 0 else None
-        steps.append(
-            (
-                f"{len(left)} tokens {where}",
-                place_on_grids(layout, index[index >= 0]),
-                grid_maps(sizes, layout),
-                cells,
-            )
-        )
+        sizes = torch.ones(layout.patch_tokens)
+        sizes[index[index >= 0]] = stands_for[index >= 0]
+        kept = place_on_grids(layout, index[index >= 0])
+        steps.append((f"{len(left)} tokens {where}", kept, grid_maps(sizes, layout), cells))
     return steps
-
-
-def _recycled_sizes(config: PruningConfig, tokens: VisualTokens, count: int) -> Tensor:
-    """How many tokens each patch token stands for after the step before the language model ``[patch tokens]``."""
-    sizes = torch.ones(tokens.layout.patch_tokens)
-    if config.schedule[0].layer > 0:
-        return sizes
-    selection = config.method.reduce(tokens, count)
-    if (merged := selection.sizes()) is not None:
-        sizes[selection.kept[0]] = merged[0]
-    return sizes

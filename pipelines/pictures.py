@@ -84,11 +84,13 @@ def save_panels(path: Path, title: str, panels: Sequence[Sequence[Callable[[Axes
         title: above all.
         panels: rows of functions that draw into axes.
     """
-    rows, columns = len(panels), len(panels[0])
+    rows, columns = len(panels), max(map(len, panels))
     size = (2.6 * columns, 2.75 * rows + 0.4)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for row, drawers in zip(axes, panels, strict=True):
-        for cell, draw in zip(row, drawers, strict=True):
+        for cell in row[len(drawers) :]:
+            cell.axis("off")
+        for cell, draw in zip(row, drawers, strict=False):
             draw(cell)
     figure.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)

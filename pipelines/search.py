@@ -102,7 +102,7 @@ def join(settings: Settings, worker: int = 0) -> Search:
         "data": calibration.data_digest,
         "samples": len(calibration.samples),
         "seed": settings.seed,
-        "sampler": settings.search.sampler,
+        "sampler": settings.sampler,
         "startup": settings.search.startup,
         "early_stopping": settings.search.early_stopping,
     }
@@ -114,7 +114,7 @@ def join(settings: Settings, worker: int = 0) -> Search:
         storage,
         settings.study,
         description,
-        settings.search.sampler,
+        settings.sampler,
         settings.search.startup,
         settings.seed,
         settings.search.early_stopping,

@@ -26,6 +26,7 @@ Stage = Literal[
     "sync",
     "proxy",
 ]
+Shape = Literal["steps", "sigmoid"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 
@@ -81,9 +82,22 @@ class MethodSettings(_Group):
     """conf/method."""
 
     name: str
+    among: list[str] = Field(default=[])
     fixed: dict[str, Any]
-    ranges: dict[str, tuple[float, float]]
-    untuned: Untuned
+    ranges: dict[str, Any]
+    untuned: Untuned | None
+
+    @field_validator("ranges")
+    @classmethod
+    def _each_is_a_range(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """(low, high) by parameter; of ``method=mixed``, by method and parameter."""
+        for name, own in value.items():
+            named = {f"{name}.{each}": pair for each, pair in own.items()} if isinstance(own, dict) else {name: own}
+            for full, pair in named.items():
+                numbers = isinstance(pair, list | tuple) and [isinstance(each, int | float) for each in pair]
+                if numbers != [True, True]:
+                    raise FlowpruneError(f"method.ranges.{full} is {pair!r}: give [low, high].")
+        return value
 
 
 class BudgetSettings(_Group):
@@ -141,7 +155,9 @@ class SearchSettings(_Group):
     trials: int = Field(ge=1)
     steps: int = Field(ge=1)
     positions: list[Positions] = Field(min_length=1)
-    sampler: Literal["gp", "tpe", "random"]
+    merging: list[str] = Field(min_length=1)
+    schedule: Shape
+    sampler: Literal["auto", "gp", "tpe", "random"]
     startup: int = Field(ge=1)
     early_stopping: bool
     objective: Literal["discrepancy", "kl"]
@@ -325,6 +341,25 @@ class Settings(_Group):
                 "with search=pareto."
             )
         return self
+
+    @model_validator(mode="after")
+    def _conditional_parameters_have_a_sampler(self) -> "Settings":
+        if self._conditional and self.search.sampler == "gp":
+            raise FlowpruneError(
+                "search.sampler=gp cannot model parameters that only some methods or merging rules have: leave it at "
+                "auto, or choose tpe."
+            )
+        return self
+
+    @property
+    def _conditional(self) -> bool:
+        return len(self.method.among) > 1 or len(self.search.merging) > 1
+
+    @property
+    def sampler(self) -> str:
+        """The sampler of the search: with ``auto``, tpe where parameters are conditional, else gp."""
+        chosen = self.search.sampler
+        return chosen if chosen != "auto" else "tpe" if self._conditional else "gp"
 
     @property
     def part(self) -> str | None:

@@ -14,6 +14,7 @@ from multimodal.families import Geometry
 from multimodal.methods import method_named
 from multimodal.runtime.watch import Normalization
 from pipelines.calibrate import Calibration
+from pipelines.choices import method_choices
 from pipelines.console import console
 from pipelines.opened import OpenedModel
 from pipelines.settings import BudgetSettings, Settings
@@ -56,9 +57,7 @@ def make_space(
     if measure == "latency_ms" and latency is None:
         raise FlowpruneError("budget.latency_ms needs a search first: run stages=[search], or choose another budget.")
     return Space(
-        method=settings.method.name,
-        fixed=settings.method.fixed,
-        ranges=settings.method.ranges,
+        choices=method_choices(settings),
         measure=measure,
         budgets=settings.budget.budgets,
         cost=share_of(workload, measure) if latency is None else partial(latency.predict, workload),
@@ -66,7 +65,8 @@ def make_space(
         layers=workload.layers,
         positions=positions,
         normalization=normalization,
-        first_inner_layer=_first_inner_layer(geometry, settings.method.name),
+        shape=settings.search.schedule,
+        first_inner_layer=max(1, geometry.deepstack_layers),
     )
 
 

@@ -8,7 +8,7 @@ pickled.
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ from multimodal.layout import Layout
 from multimodal.runtime.prompt import locate
 from multimodal.runtime.watch import Encoded, Modality, Normalization, watch_vision
 
-FORMAT = 4  # of the files; part of a cache's key
+FORMAT = 5  # of the files; part of a cache's key
 TENSORS = ("embeds", "owner", "position_ids", "reference")
 OPTIONAL_TENSORS = ("blocks", "deepstack")
+INPUTS = "inputs."
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class CalibrationSample:
         reference: last prompt token's last hidden state, after the final norm, unpruned ``[C]``, float32.
         blocks: tokens of one block attend to each other both ways ``[L]``, −1: none; None: no token does.
         deepstack: features that are added to the visual tokens after the first layers ``[layers, visual tokens, C]``.
+        inputs: the processor's output, for methods that prune inside the vision tower, which has to run again; else
+            empty.
     """
 
     embeds: Tensor
@@ -53,6 +56,7 @@ class CalibrationSample:
     reference: Tensor
     blocks: Tensor | None = None
     deepstack: Tensor | None = None
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def is_visual(self) -> Tensor:
@@ -73,6 +77,7 @@ class CalibrationSample:
         tensors |= {name: t for name in OPTIONAL_TENSORS if (t := getattr(self, name)) is not None}
         for number, seen in enumerate(self.evidence):
             tensors |= {f"evidence.{number}.{name}": tensor for name, tensor in seen.tensors().items()}
+        tensors |= {f"{INPUTS}{name}": tensor for name, tensor in self.inputs.items()}
         metadata = {
             "layouts": json.dumps([asdict(layout) for layout in self.layouts]),
             "evidence": json.dumps([seen.described() for seen in self.evidence]),
@@ -104,6 +109,7 @@ class CalibrationSample:
             raise FlowpruneError(f"The cached sample {path} is damaged ({error}): delete {path.parent}.") from error
         return cls(
             **{name: tensors[name] for name in (*TENSORS, *OPTIONAL_TENSORS) if name in tensors},
+            inputs={name.removeprefix(INPUTS): t for name, t in tensors.items() if name.startswith(INPUTS)},
             layouts=[_layout(data) for data in json.loads(metadata["layouts"])],
             evidence=[_evidence(data, number, tensors) for number, data in enumerate(json.loads(metadata["evidence"]))],
         )
@@ -132,6 +138,7 @@ def observe_sample(
     inputs: Mapping[str, Tensor],
     requests: Sequence[VisionRequest],
     normalization: Normalization | None,
+    keep_inputs: bool = False,
 ) -> CalibrationSample:
     """Run the unpruned model on one sample and note what the search needs.
 
@@ -140,6 +147,7 @@ def observe_sample(
         inputs: the processor's output for one sample, with at least one image or video.
         requests: what the search may ask of the vision tower.
         normalization: mean and standard deviation of the image processor.
+        keep_inputs: whether the vision tower will have to run again.
     """
     noted: dict[str, Any] = {}
     encoded: dict[Modality, Encoded] = {}
@@ -177,5 +185,10 @@ def observe_sample(
         owner[torch.from_numpy(image.index)] = number
     layouts = [image.layout for image in prompt.images]
     return CalibrationSample(
-        owner=owner, layouts=layouts, evidence=evidence, blocks=None if blocks is None else blocks[0], **noted
+        owner=owner,
+        layouts=layouts,
+        evidence=evidence,
+        blocks=None if blocks is None else blocks[0],
+        inputs=dict(inputs) if keep_inputs else {},
+        **noted,
     )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import Cache
 
-from multimodal import PruningConfig, prune
+from multimodal import FlowpruneError, PruningConfig, prune
 from multimodal.costs import Workload
 from multimodal.evidence import VisionEvidence, stacked, token_evidence
 from multimodal.families import Modules
@@ -37,6 +37,7 @@ class Batch:
         evidence: of all their views.
         reference: of the unpruned model ``[B, C]``.
         text_inputs: what else the text model is given.
+        inputs: of the base model, by sample; empty where the vision tower need not run again.
     """
 
     embeds: Tensor
@@ -44,6 +45,7 @@ class Batch:
     evidence: Sequence[VisionEvidence]
     reference: Tensor
     text_inputs: Mapping[str, Any]
+    inputs: Sequence[Mapping[str, Tensor]] = ()
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device."""
@@ -60,6 +62,7 @@ class Batch:
             [each.to(device) for each in self.evidence],
             self.reference.to(device),
             {name: moved(value) for name, value in self.text_inputs.items()},
+            self.inputs,
         )
 
 
@@ -168,7 +171,28 @@ class Objective:
         device = self.modules.text_model.device
         with prune(self.modules.model, config) as pruner:
             for batch in (each.to(device) for each in self.batches):
-                yield self.prefill(batch, pruner)[:, -1], batch.reference
+                if config.method.tower is None:
+                    yield self.prefill(batch, pruner)[:, -1], batch.reference
+                else:
+                    yield torch.cat([self._read(inputs) for inputs in batch.inputs]), batch.reference
+
+    def _read(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The last hidden state of a sample that the vision tower, too, reads again ``[1, C]``.
+
+        Raises:
+            FlowpruneError: the sample was not kept for that.
+        """
+        if not inputs:
+            raise FlowpruneError(
+                "These calibration samples hold no pixels, which a method that prunes inside the tower needs: "
+                "calibrate again with that method."
+            )
+        device, dtype = self.modules.text_model.device, self.modules.text_model.dtype
+        moved = {
+            name: value.to(device, dtype if value.is_floating_point() else value.dtype)
+            for name, value in inputs.items()
+        }
+        return self.modules.base(**moved, use_cache=False).last_hidden_state[:, -1]
 
     def prefill(self, batch: Batch, pruner: Pruner | None, cache: Cache | None = None) -> Tensor:
         """The language model's last hidden states of a batch ``[B, L, C]``.
@@ -222,6 +246,7 @@ def _batch(samples: Sequence[CalibrationSample]) -> Batch:
         _joined(samples),
         torch.stack([sample.reference for sample in samples]),
         text_inputs,
+        [sample.inputs for sample in samples],
     )
 
 

@@ -40,7 +40,7 @@ def make_sampler(
         first = GuessesFirst(guesses, seed)
         return LogGPSampler(seed=seed, n_startup_trials=max(startup, len(guesses)), independent_sampler=first)
     if name == "tpe":
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True)
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=True)
     if name == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     raise FlowpruneError(f"search.sampler is {name!r}: choose gp, tpe or random.")

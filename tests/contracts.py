@@ -114,8 +114,8 @@ def best(logits: torch.Tensor) -> torch.Tensor:
 def refused(model: PreTrainedModel, attention: str, chosen: PruningConfig) -> str | None:
     """Flash attention takes no additive mask: what needs one must be refused, and this is how."""
     message = None
-    if attention == "fake_flash" and chosen.method.merged_weight:
-        message = "recycling_weight needs an additive mask"
+    if attention == "fake_flash" and chosen.merged_weight:
+        message = "weight of merged tokens needs an additive mask"
     elif attention == "fake_flash" and not family(model).flash:
         message = "takes no mask"
     if message is None:

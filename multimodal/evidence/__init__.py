@@ -1,14 +1,22 @@
 """Evidence: what a pruning method may look at. It declares a few small requests, and is given what answers them."""
 
-from multimodal.evidence.language import LanguageAttention, TextEmbeddings
+from multimodal.evidence.language import (
+    LanguageAttention,
+    LanguageVectors,
+    TextEmbeddings,
+    TextStates,
+    VisualEmbeddings,
+)
 from multimodal.evidence.request import LanguageRequest, Request, VisionRequest, joined
 from multimodal.evidence.tower import LayerAttention, TowerViews
 from multimodal.evidence.views import VisionEvidence, stacked, token_evidence
 from multimodal.evidence.vision import (
     ClassAttention,
     ContextRelevance,
+    GlobalAttention,
     PatchEntropy,
     ReceivedAttention,
+    TowerScore,
     VisionFeatures,
     VisionKeys,
     VisionValues,
@@ -17,19 +25,24 @@ from multimodal.evidence.vision import (
 __all__ = [
     "ClassAttention",
     "ContextRelevance",
+    "GlobalAttention",
     "LanguageAttention",
     "LanguageRequest",
+    "LanguageVectors",
     "LayerAttention",
     "PatchEntropy",
     "ReceivedAttention",
     "Request",
     "TextEmbeddings",
+    "TextStates",
+    "TowerScore",
     "TowerViews",
     "VisionEvidence",
     "VisionFeatures",
     "VisionKeys",
     "VisionRequest",
     "VisionValues",
+    "VisualEmbeddings",
     "joined",
     "stacked",
     "token_evidence",

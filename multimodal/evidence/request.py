@@ -37,12 +37,13 @@ class VisionRequest(Request, ABC):
         cls.kinds[cls.__name__] = cls
 
     @property
-    def attention_layers(self) -> tuple[int, ...]:
-        """Vision layers whose queries, keys and values it reads; −1 is the layer that feeds the projector."""
+    def attention_layers(self) -> tuple[float, ...]:
+        """Vision layers whose queries, keys and values it reads: −1 is the layer that feeds the projector; a number in
+        (0, 1) names the layer that this share of those before the projector comes before."""
         return ()
 
     @property
-    def feature_layers(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[float, ...]:
         """Vision layers whose output it reads, counted in the same way."""
         return ()
 

@@ -29,15 +29,17 @@ class TowerViews:
 
     Args:
         views: which of them, in order.
-        attention: of the layers that were asked for; −1 is the layer that feeds the projector.
+        attention: of the layers that were asked for, by what they were called (:class:`VisionRequest`).
         features: output of the layers that were asked for ``[views, tokens, C]``.
         pixels: un-normalized 8-bit levels of each patch, as float32 ``[views, patches, pixels, 3]``; None if nobody
             asked.
+        score: what pruning inside the tower says of its tokens ``[views, tokens]``; None: nothing was pruned there.
         class_tokens: leading tower tokens that are no patch (class and register tokens).
     """
 
     views: tuple[int, ...]
-    attention: Mapping[int, LayerAttention]
-    features: Mapping[int, Tensor]
+    attention: Mapping[float, LayerAttention]
+    features: Mapping[float, Tensor]
     pixels: Tensor | None
+    score: Tensor | None
     class_tokens: int

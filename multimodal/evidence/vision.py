@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -39,13 +40,13 @@ class _OfAttention(VisionRequest):
     """A statistic of one layer's attention.
 
     Args:
-        layer: of the tower; −1 is the layer that feeds the projector.
+        layer: of the tower; −1 is the layer that feeds the projector, a number in (0, 1) a share of the depth.
     """
 
-    layer: int
+    layer: float
 
     @property
-    def attention_layers(self) -> tuple[int, ...]:
+    def attention_layers(self) -> tuple[float, ...]:
         return (self.layer,)
 
 
@@ -112,10 +113,44 @@ class ClassAttention(_Plain, _OfAttention):
 
 
 @dataclass(frozen=True)
-class VisionKeys(_Plain, _OfAttention):
-    """Keys of each patch, all heads side by side ``C = heads · d``."""
+class GlobalAttention(_Plain, _OfAttention):
+    """What the tower as a whole looks at: :class:`ClassAttention`, or, in a tower without a class token,
+    :class:`ReceivedAttention`, as VisionZip (arXiv 2412.04467, §3.2) proposes.
+
+    Args:
+        layer: of the tower.
+        heads: ``mean`` over heads; or ``joined``, softmax(q·k / √C) of all heads' queries and keys side by side, as
+            LLaVA-PruMerge (arXiv 2403.15388) computes it.
+    """
+
+    heads: Literal["mean", "joined"] = "mean"
 
     def of(self, seen: TowerViews) -> Tensor:
+        own = seen.attention[self.layer]
+        queries, keys, scaling = own.queries, own.keys, own.scaling
+        if self.heads == "joined":
+            queries, keys = (part.transpose(-3, -2).flatten(-2).unsqueeze(-3) for part in (queries, keys))
+            scaling = queries.shape[-1] ** -0.5
+        if not seen.class_tokens:
+            return attention_received(queries, keys, scaling)
+        ones = queries.new_ones(len(queries), 1)
+        return weighted_attention(queries[..., :1, :], keys, scaling, ones)[:, seen.class_tokens :]
+
+
+@dataclass(frozen=True)
+class VisionKeys(_Plain, _OfAttention):
+    """Keys of each patch.
+
+    Args:
+        layer: of the tower.
+        heads: ``joined``: all heads side by side ``C = heads · d``; or their ``mean`` ``C = d``, in float32.
+    """
+
+    heads: Literal["joined", "mean"] = "joined"
+
+    def of(self, seen: TowerViews) -> Tensor:
+        if self.heads == "mean":
+            return seen.attention[self.layer].keys[:, :, seen.class_tokens :].float().mean(1)
         return _side_by_side(seen.attention[self.layer], "keys", seen.class_tokens)
 
 
@@ -135,10 +170,10 @@ class VisionFeatures(_Plain):
         layer: of the tower; −1 is the layer that feeds the projector.
     """
 
-    layer: int
+    layer: float
 
     @property
-    def feature_layers(self) -> tuple[int, ...]:
+    def feature_layers(self) -> tuple[float, ...]:
         return (self.layer,)
 
     def of(self, seen: TowerViews) -> Tensor:
@@ -168,6 +203,16 @@ class PatchEntropy(_Plain):
 
     def answer(self, stored: Stored, collected: VisionRequest) -> Tensor:
         return stored[ANSWER].softmax(-1) if self.softmax else stored[ANSWER]
+
+
+@dataclass(frozen=True)
+class TowerScore(_Plain):
+    """What a method's own :class:`~multimodal.tower.TowerRule` says of each patch: 0 where it has left the tower."""
+
+    def of(self, seen: TowerViews) -> Tensor:
+        if seen.score is None:
+            raise FlowpruneError("TowerScore needs a method that prunes inside the tower: give it a tower rule.")
+        return seen.score[:, seen.class_tokens :]
 
 
 def _side_by_side(attention: LayerAttention, name: str, class_tokens: int) -> Tensor:

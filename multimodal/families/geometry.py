@@ -17,6 +17,9 @@ from transformers import PretrainedConfig
 from multimodal.errors import FlowpruneError
 from multimodal.layout import Layout
 
+#: vision encoders whose layers see a batch of views, each with all of its patches
+DENSE_TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2", "internvl_vision", "aimv2", "ovis2")
+
 Positions = Literal["compact", "original"]
 
 
@@ -118,8 +121,11 @@ class Geometry(ABC):
         """The tower's layers that attend to a whole view, up to the one whose output feeds the projector."""
         return range(max(state % (self.vision_layers + 1) for state in self.feature_states))
 
-    def vision_layer(self, layer: int) -> int:
-        """The number in the tower of one of :attr:`whole_view_layers`, counted back from the last (−1).
+    def vision_layer(self, layer: float) -> int:
+        """The number in the tower of one of :attr:`whole_view_layers`.
+
+        Args:
+            layer: counted back from the last (−1); or, in (0, 1), the share of them that comes before it.
 
         Raises:
             FlowpruneError: the tower has no such layer.
@@ -130,12 +136,37 @@ class Geometry(ABC):
                 f"vision_layer {layer} does not exist: no layer of the tower attends to a whole view before its "
                 "projector, so choose a method that reads none."
             )
-        if not -len(layers) <= layer < 0:
+        if 0 < layer < 1:
+            return layers[int(layer * len(layers))]
+        if layer != int(layer) or not -len(layers) <= layer < 0:
             raise FlowpruneError(
                 f"vision_layer {layer} does not exist: the tower has {len(layers)} layers before its projector that "
                 f"attend to a whole view, so choose one of −{len(layers)} to −1."
             )
-        return layers[layer]
+        return layers[int(layer)]
+
+    @property
+    def view_patches(self) -> int:
+        """Patches of a view, of a tower whose views are all of one size.
+
+        Raises:
+            FlowpruneError: patches cannot leave this tower.
+        """
+        tower = self.config.vision_config
+        if tower.model_type not in DENSE_TOWERS:
+            raise FlowpruneError(
+                f"Patches cannot leave a tower of type {tower.model_type!r}, which packs its views or merges patches "
+                "inside: choose a method that prunes behind it."
+            )
+        if self.deepstack_layers or len(self.feature_states) > 1:
+            raise FlowpruneError(
+                "Patches cannot leave this tower, of which the language model reads several layers: choose a method "
+                "that prunes behind it."
+            )
+        size = tower.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        side = self.patch_size
+        return (height // side) * (width // side)
 
     # images and videos
 

@@ -58,7 +58,7 @@ class Modules:
         """The vision encoder."""
         return self.base.get_submodule(self.geometry.tower_path)
 
-    def vision_layer(self, layer: int) -> nn.Module:
+    def vision_layer(self, layer: float) -> nn.Module:
         """The tower's layer that :meth:`Geometry.vision_layer` names: −1 is the last before the projector.
 
         Raises:

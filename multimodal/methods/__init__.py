@@ -3,7 +3,8 @@
 import importlib
 import pkgutil
 
-from multimodal.methods.method import Method, SearchRange, VisualTokens, make_method, method_named
+from multimodal.methods.method import Method, VisualTokens, make_method, method_named
+from multimodal.ranges import SearchRange
 from multimodal.selection import Selection
 
 for _module in pkgutil.iter_modules(__path__):

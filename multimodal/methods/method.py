@@ -5,12 +5,11 @@ knows nothing of counts over layers, gathering, positions, masks or caches. Ever
 images: images of one layout are handed over together. Higher scores are kept.
 
 Life cycle, at every pruning step: :meth:`Method.reduce`, which by default keeps the ``count`` tokens that
-:meth:`Method.score` ranks highest and merges nothing. A greedy method overrides :meth:`Method.select`; one that merges
-overrides :meth:`Method.reduce` with a merging rule (:mod:`multimodal.recycling`).
+:meth:`Method.score` ranks highest and merges nothing. A greedy method overrides :meth:`Method.select`; one whose paper
+merges overrides :meth:`Method.reduce`. A config's own merging rule (:mod:`multimodal.merging`) takes its place.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -21,23 +20,7 @@ from multimodal.errors import FlowpruneError, one_sentence
 from multimodal.evidence import Request, VisionRequest
 from multimodal.layout import Layout
 from multimodal.selection import Selection
-
-
-@dataclass(frozen=True)
-class SearchRange:
-    """Where a search looks for a parameter; goes into the field's ``Annotated`` metadata.
-
-    Args:
-        low: least value.
-        high: greatest value.
-        log: whether its logarithm is searched.
-        guesses: values that a search tries first, in every combination with those of other parameters.
-    """
-
-    low: float
-    high: float
-    log: bool = False
-    guesses: tuple[float, ...] = ()
+from multimodal.tower import TowerRule
 
 
 class VisualTokens:
@@ -76,7 +59,7 @@ class Method(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)  # JSON holds neither
     registry: ClassVar[dict[str, type["Method"]]] = {}
-    #: first language-model layer that a step may come before: 1 for a method that reads the layer before its step
+    #: first language-model layer that a step may come before: 1 for one that reads layers of the language model
     first_layer: ClassVar[int] = 0
 
     name: str
@@ -103,9 +86,19 @@ class Method(BaseModel):
         return [request for request in self.evidence if isinstance(request, VisionRequest)]
 
     @property
+    def tower(self) -> TowerRule | None:
+        """How it prunes inside the vision tower; None: not at all."""
+        return None
+
+    @property
     def merged_weight(self) -> float:
         """Weight w: a token that stands for n tokens gets w · log n added to its attention logit."""
         return 0.0
+
+    @property
+    def scores(self) -> bool:
+        """Whether it ranks tokens by a score; greedy methods have none."""
+        return type(self).score is not Method.score
 
     @property
     def exact(self) -> bool:

@@ -7,7 +7,8 @@ from pydantic import Field
 from torch import Tensor
 
 from multimodal.evidence import ContextRelevance, PatchEntropy, Request
-from multimodal.methods.method import Method, SearchRange, VisualTokens
+from multimodal.methods.method import Method, VisualTokens
+from multimodal.ranges import SearchRange
 from multimodal.recycling import recycle_tokens
 from multimodal.selection import Selection
 

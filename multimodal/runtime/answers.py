@@ -1,12 +1,20 @@
 """What a method's requests are answered with at a step of a prefill."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from multimodal.errors import FlowpruneError
-from multimodal.evidence import LanguageAttention, Request, TextEmbeddings, VisionRequest
+from multimodal.evidence import (
+    LanguageAttention,
+    LanguageVectors,
+    Request,
+    TextEmbeddings,
+    TextStates,
+    VisionRequest,
+    VisualEmbeddings,
+)
 from multimodal.importance import chosen_attention
 from multimodal.runtime.group import Group
 from multimodal.runtime.masks import attention_mask
@@ -15,6 +23,16 @@ from multimodal.runtime.segment import Segment, gather_tokens
 
 if TYPE_CHECKING:
     from multimodal.runtime.prefill import Prefill
+
+
+class Compared(NamedTuple):
+    """What a layer of the language model compared: queries ``[B, heads, L, d]``, keys and values."""
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    scaling: float
+    softcap: float | None
 
 
 class Answers:
@@ -29,12 +47,18 @@ class Answers:
         self._prefill = prefill
         self._prompt = prefill.prompt
         self._method = prefill.config.method
-        asks = any(isinstance(request, TextEmbeddings) for request in self._method.evidence)
+        asks = any(isinstance(each, TextEmbeddings | VisualEmbeddings) for each in self._method.evidence)
         self._embeds = embeds if asks else None
-        self._attention: dict[str, Tensor] = {}  # of the layer that ran last, by which rows were asked
+        self._of_layer: dict[LanguageAttention | LanguageVectors, Tensor] = {}  # of the layer that ran last
 
-    def answer(self, group: Group, segment: Segment, request: Request) -> Tensor:
+    def answer(self, group: Group, segment: Segment, hidden: Tensor, request: Request) -> Tensor:
         """The answer to a request, for the tokens of a group.
+
+        Args:
+            group: whose tokens.
+            segment: what the layer before the step has seen.
+            hidden: its hidden states ``[B, L, C]``.
+            request: what is asked.
 
         Raises:
             FlowpruneError: nothing answers it.
@@ -44,16 +68,26 @@ class Answers:
             whole = self._prefill.memoised(key, lambda: self._of_patches(request, group))
             index = group.index if whole.ndim == 2 else group.index.unsqueeze(-1).expand(-1, -1, whole.shape[-1])
             return whole.gather(1, index)
-        if isinstance(request, LanguageAttention) and request.rows in self._attention:
-            seen = self._attention[request.rows].to(group.index.device)[group.rows]
+        if isinstance(request, LanguageAttention) and request in self._of_layer:
+            seen = self._of_layer[request].to(group.index.device)[group.rows]
+            seen = seen[..., 0, :] if request.rows == "last" else seen
             slots = segment.slots(group.in_prompt, group.rows)
-            if request.rows == "last":
-                return seen[:, 0].gather(1, slots)
-            return seen.gather(2, slots.unsqueeze(1).expand(-1, seen.shape[1], -1))
+            slots = slots.view(len(slots), *[1] * (seen.ndim - 2), -1)
+            return seen.gather(-1, slots.expand(*seen.shape[:-1], -1))
+        if isinstance(request, LanguageVectors) and request in self._of_layer:
+            own = self._of_layer[request].to(group.index.device)
+            if request.rows == "visual":
+                return own[group.rows.unsqueeze(1), segment.slots(group.in_prompt, group.rows)]
+            return own[group.rows]
+        if isinstance(request, TextStates):
+            text = self._text_index(hidden.device)
+            slots = segment.slots(text.clamp(min=0))
+            return _masked(gather_tokens(hidden, slots), text).to(group.index.device)[group.rows]
         if isinstance(request, TextEmbeddings) and self._embeds is not None:
             text = self._text_index(self._embeds.device)
-            own = gather_tokens(self._embeds, text.clamp(min=0)).masked_fill((text < 0).unsqueeze(-1), 0)
-            return own.to(group.index.device)[group.rows]
+            return _masked(gather_tokens(self._embeds, text.clamp(min=0)), text).to(group.index.device)[group.rows]
+        if isinstance(request, VisualEmbeddings) and self._embeds is not None:
+            return self._embeds.to(group.index.device)[group.rows.unsqueeze(1), group.table]
         raise FlowpruneError(
             f"Nothing answers {request!r}, which {self._method.name} asks for: declare it as the method's evidence, "
             "and choose the attention implementation before prune()."
@@ -67,30 +101,36 @@ class Answers:
         whole = (images[0].unsqueeze(0) if len(images) == 1 else torch.stack(images)).to(group.index.device)
         return whole.index_select(1, group.layout.patch_index.to(whole.device)) if group.layout.newlines else whole
 
-    def see_attention(
-        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softcap: float | None
-    ) -> None:
-        """Keep the rows that the next step reads ``[B, rows, L]`` of a layer's attention."""
-        self._attention = {}
+    def see_attention(self, layer: int, compared: Compared) -> None:
+        """Keep of the layer before a step what that step reads."""
+        self._of_layer = {}
         for request in self._method.evidence:
-            if isinstance(request, LanguageAttention):
-                find = self._text_index if request.rows == "text" else self._last_index
-                index = find(queries.device)
-                self._attention[request.rows] = self._rows_seen(layer, index, queries, keys, scaling, softcap)
+            if isinstance(request, LanguageAttention) and request.layer == "before":
+                self._of_layer[request] = self._rows_seen(layer, request, compared)
+            elif isinstance(request, LanguageVectors):
+                self._of_layer[request] = self._vectors(layer, request, compared)
+
+    def see_next(self, layer: int, compared: Compared) -> None:
+        """Keep how the layer that a step comes before would attend."""
+        for request in self._method.evidence:
+            if isinstance(request, LanguageAttention) and request.layer == "next":
+                self._of_layer[request] = self._rows_seen(layer, request, compared)
 
     @torch.no_grad()
-    def _rows_seen(
-        self, layer: int, index: Tensor, queries: Tensor, keys: Tensor, scaling: float, softcap: float | None
-    ) -> Tensor:
-        """Attention of the tokens at ``index`` ``[B, rows]`` to those of the prompt that are left ``[B, rows, L]``."""
-        prefill, device = self._prefill, queries.device
+    def _rows_seen(self, layer: int, request: LanguageAttention, compared: Compared) -> Tensor:
+        """Attention of the rows asked for to the tokens of the prompt that are left ``[B, rows, L]``, or by head
+        ``[B, heads, rows, L]``."""
+        prefill, keys, device = self._prefill, compared.keys, compared.keys.device
         segment = prefill.segment_of(layer).to(device)
+        index = self._index(request.rows, device)
         slots = segment.slots(index.clamp(min=0))
-        chosen = queries.gather(2, slots[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[3]))
+        queries = _at(compared.queries, slots)
         blocks = prefill.blocks(layer)
         blocks = None if blocks is None else blocks.to(device)
+        # the next layer is looked at before its step: what it will hold is not known, and must not be remembered
+        held = prefill.new_keys(layer) if request.layer == "next" else prefill.keys(layer)
         mask = attention_mask(
-            prefill.keys(layer).to(device).last(keys.shape[2]),
+            held.to(device).last(keys.shape[2]),
             index + prefill.before,
             torch.float32,
             prefill.window(layer),
@@ -98,8 +138,22 @@ class Answers:
             None if blocks is None else blocks.gather(1, slots),
             prefill.geometry.window_cuts_blocks,
         )
-        seen = chosen_attention(chosen, keys, scaling, mask, softcap)[..., -segment.index.shape[1] :]
-        return seen.masked_fill((index < 0).unsqueeze(-1), 0)
+        seen = chosen_attention(queries, keys, compared.scaling, mask, compared.softcap)
+        seen = seen[..., -segment.index.shape[1] :].masked_fill((index < 0)[:, None, :, None], 0)
+        return seen if request.heads == "each" else seen.mean(1)
+
+    def _vectors(self, layer: int, request: LanguageVectors, compared: Compared) -> Tensor:
+        """Vectors of all tokens of the prompt that are left, or of the rows asked for ``[B, rows, heads, d]``."""
+        own: Tensor = getattr(compared, request.kind)
+        segment = self._prefill.segment_of(layer).to(own.device)
+        own = own[:, :, -segment.index.shape[1] :]  # keys of the conversation before lie before
+        if request.rows == "visual":
+            return own.transpose(1, 2)
+        index = self._index(request.rows, own.device)
+        return _masked(_at(own, segment.slots(index.clamp(min=0))).transpose(1, 2), index)
+
+    def _index(self, rows: str, device: torch.device) -> Tensor:
+        return self._text_index(device) if rows == "text" else self._last_index(device)
 
     def _text_index(self, device: torch.device) -> Tensor:
         """Index of each row's text tokens ``[B, most of them]``, −1 pads."""
@@ -110,3 +164,13 @@ class Answers:
         length = self._prompt.valid.shape[1]
         last = length - 1 - self._prompt.valid[:, ::-1].argmax(1)
         return torch.from_numpy(last).unsqueeze(1).to(device)
+
+
+def _at(vectors: Tensor, slots: Tensor) -> Tensor:
+    """``[B, heads, L, d]`` and ``[B, rows]`` → ``[B, heads, rows, d]``."""
+    return vectors.gather(2, slots[:, None, :, None].expand(-1, vectors.shape[1], -1, vectors.shape[3]))
+
+
+def _masked(values: Tensor, index: Tensor) -> Tensor:
+    """Rows ``[B, rows, …]``, 0 where their index ``[B, rows]`` is −1."""
+    return values.masked_fill((index < 0).view(*index.shape, *[1] * (values.ndim - 2)), 0)

@@ -27,8 +27,8 @@ def check_fits(modules: Modules, config: PruningConfig) -> None:
             )
         if step.layer < method.first_layer:
             raise FlowpruneError(
-                f"schedule.{number}.layer is {step.layer}, but {method.name} reads the language-model layer before its "
-                f"step: choose one of {method.first_layer} to {layers - 1}."
+                f"schedule.{number}.layer is {step.layer}, but {method.name} reads layers of the language model "
+                f"around its step: choose one of {method.first_layer} to {layers - 1}."
             )
         if 0 < step.layer < geometry.deepstack_layers:
             raise FlowpruneError(
@@ -37,6 +37,8 @@ def check_fits(modules: Modules, config: PruningConfig) -> None:
             )
     if config.positions not in geometry.positions:
         raise FlowpruneError("positions 'compact' does not fit several rotary axes: set positions to 'original'.")
+    if method.tower is not None:
+        _ = geometry.view_patches  # refuses towers that patches cannot leave
     requests = method.vision_requests
     for request in requests:
         for layer in (*request.attention_layers, *request.feature_layers):
@@ -50,10 +52,10 @@ def check_fits(modules: Modules, config: PruningConfig) -> None:
         raise FlowpruneError(
             "flex_attention does not take the masks of pruned prompts: load the model with attn_implementation='sdpa'."
         )
-    if method.merged_weight and "flash" in backend:
+    if config.merged_weight and "flash" in backend:
         raise FlowpruneError(
-            f"recycling_weight needs an additive mask, which {backend} does not take: "
-            "set it to 0 or load the model with attn_implementation='sdpa'."
+            f"The weight of merged tokens needs an additive mask, which {backend} does not take: "
+            "set it to 0, or load the model with attn_implementation='sdpa'."
         )
     slides = any(sliding_window(modules.text_model.config, layer) is not None for layer in range(layers))
     if "flash" in backend and (slides or geometry.bidirectional):

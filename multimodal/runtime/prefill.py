@@ -12,10 +12,11 @@ from transformers import PretrainedConfig
 
 from multimodal.config import PruningConfig
 from multimodal.errors import FlowpruneError
+from multimodal.evidence import LanguageAttention
 from multimodal.families import Geometry
 from multimodal.methods import Selection, VisualTokens
 from multimodal.plan import Plan, kept_count
-from multimodal.runtime.answers import Answers
+from multimodal.runtime.answers import Answers, Compared
 from multimodal.runtime.group import Group, grouped
 from multimodal.runtime.ledger import Ledger
 from multimodal.runtime.masks import Keys
@@ -53,7 +54,8 @@ class Prefill(Reading):
         self.segments: dict[int, Segment] = {0: Segment.unpruned(valid, tuple(prompt.valid.sum(1).tolist()))}
         self.shift: Tensor | None = None if past is None else past.shift
         self._steps = {step.layer: number for number, step in enumerate(config.schedule)}
-        self._groups = grouped(prompt, config.method.exact, device)
+        self.groups: dict[int, list[Group]] = {}  # what each step has left, by its layer
+        self._groups = grouped(prompt, config.exact, device)
         self._stays = self._never_pruned()
         self._answers: Answers
         self._following: Tensor  # position ids after the prompt
@@ -158,7 +160,7 @@ class Prefill(Reading):
         index = torch.cat([self._stays.to(hidden.device), self._by_row(after, kept)], 1)
         segment, gather = before.next(index, self._lengths(layer, before, after), before.bias)
         left = [gather_tokens(states, gather) for states in carried]
-        weight, bias = self.config.method.merged_weight, segment.bias
+        weight, bias = self.config.merged_weight, segment.bias
         for group, old, selection, own in zip(after, self._groups, chosen, kept, strict=True):
             if selection.owner is None:
                 continue
@@ -171,7 +173,7 @@ class Prefill(Reading):
                 bias = torch.zeros_like(segment.index, dtype=torch.float32) if bias is None else bias
                 bias = bias.index_put(target, weight * group.sizes.log())
         self.segments[layer] = replace(segment, bias=bias)
-        self._groups = after
+        self._groups = self.groups[layer] = after
         return left
 
     def _select(self, layer: int, group: Group, segment: Segment, hidden: Tensor) -> Selection:
@@ -182,15 +184,15 @@ class Prefill(Reading):
         def features() -> Tensor:
             return hidden[group.rows.unsqueeze(1), segment.slots(group.in_prompt, group.rows)]
 
-        answer = partial(self._answers.answer, group, segment)
-        selection = method.reduce(VisualTokens(layer, group.layout, group.index, features, answer), count)
-        if method.exact and selection.kept.shape[1] != count:
+        answer = partial(self._answers.answer, group, segment, hidden)
+        selection = self.config.reduce(VisualTokens(layer, group.layout, group.index, features, answer), count)
+        if self.config.exact and selection.kept.shape[1] != count:
             raise FlowpruneError(f"{method.name} left {selection.kept.shape[1]} tokens: it must leave exactly {count}.")
         return selection
 
     def _lengths(self, layer: int, before: Segment, after: Sequence[Group]) -> tuple[int, ...]:
         """Tokens of each row that a step leaves: as planned, or as counted where a method's counts are not exact."""
-        if self.config.method.exact:
+        if self.config.exact:
             return self.plan.lengths(layer)
         lengths = list(before.lengths)
         for group, old in zip(after, self._groups, strict=True):
@@ -218,9 +220,19 @@ class Prefill(Reading):
         super().forget()
         del self._answers  # with the embeddings and attention that it may hold
 
-    def see_attention(self, layer: int, *seen: Any) -> None:
-        """Keep of a layer's attention what the next step reads."""
-        self._answers.see_attention(layer, *seen)
+    def see_attention(self, layer: int, compared: Compared) -> None:
+        """Keep of a layer's attention what the step after it reads."""
+        if layer + 1 in self._steps:
+            self._answers.see_attention(layer, compared)
+
+    def looks_ahead(self, layer: int) -> bool:
+        """Whether a step that comes before the layer reads how it would attend."""
+        asked = (isinstance(each, LanguageAttention) and each.layer == "next" for each in self.config.method.evidence)
+        return layer in self._steps and layer not in self.segments and any(asked)
+
+    def see_next(self, layer: int, compared: Compared) -> None:
+        """Keep of how a layer would attend what the step before it reads."""
+        self._answers.see_next(layer, compared)
 
     # what layers are given
 
@@ -250,14 +262,19 @@ class Prefill(Reading):
         if layer in self._steps and layer not in self.segments:
             [hidden] = self._step(layer, [hidden])
         hidden, changed = super().enter_layer(layer, hidden, inputs)
-        segment, first = self.segment_of(layer), self.segments[0]
-        if segment is not first and (rotary := inputs.get("position_embeddings")) is not None:
-            changed["position_embeddings"] = self.memoised(
-                ("rotary", id(segment), id(rotary)), lambda: self._rotary(rotary, segment, first)
-            )
+        if (rotary := inputs.get("position_embeddings")) is not None:
+            changed["position_embeddings"] = self.rotary(layer, rotary)
         return hidden, changed
 
-    def _rotary(self, rotary: Sequence[Tensor], segment: Segment, first: Segment) -> tuple[Tensor, ...]:
+    def rotary(self, layer: int, rotary: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The rotary angles of the tokens that a layer sees, of those that the first one did."""
+        segment, first = self.segment_of(layer), self.segments[0]
+        if segment is first:
+            return rotary
+        key = "rotary", id(segment), id(rotary)
+        return self.memoised(key, lambda: self._gathered_rotary(rotary, segment, first))
+
+    def _gathered_rotary(self, rotary: Sequence[Tensor], segment: Segment, first: Segment) -> tuple[Tensor, ...]:
         slots = first.slots(segment.gatherable.to(first.index.device))
         return tuple(gather_tokens(part, slots.to(part.device)) for part in rotary)
 

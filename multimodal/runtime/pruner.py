@@ -1,7 +1,7 @@
 """``with prune(model, config):`` — hooks on a stock transformers model, gone on exit."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +16,10 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from multimodal.config import PruningConfig
 from multimodal.errors import FlowpruneError
-from multimodal.evidence import LanguageAttention, VisionEvidence, token_evidence
+from multimodal.evidence import LanguageAttention, LanguageVectors, VisionEvidence, token_evidence
 from multimodal.families import modules_of
 from multimodal.layout import Layout
+from multimodal.runtime.answers import Compared
 from multimodal.runtime.attention import observed_attention
 from multimodal.runtime.cache import PrunedCache, begin_pruned
 from multimodal.runtime.calls import (
@@ -38,6 +39,7 @@ from multimodal.runtime.prefill import Prefill
 from multimodal.runtime.prompt import Prompt, locate
 from multimodal.runtime.reading import Reading
 from multimodal.runtime.report import SampleReport, reports
+from multimodal.runtime.tower import tower_pruning
 from multimodal.runtime.watch import Encoded, Modality, watch_vision
 from multimodal.versions import CACHE_NAMES, cache_of
 
@@ -101,6 +103,7 @@ class _Forward(threading.local):
         self.unlocated: _Unlocated | None = None
         self.reading: Reading | None = None
         self.cache: Any = None
+        self.looking_ahead = False
 
 
 class Pruner:
@@ -121,7 +124,10 @@ class Pruner:
     def attach(self, stack: ExitStack) -> None:
         """Put the hooks on; the stack takes them off."""
         modules, config, text = self.modules, self.config, self.modules.text_model
-        stack.enter_context(watch_vision(modules, self._requests, config.normalization, self._see_encoded))
+        tower = tower_pruning(modules, config)
+        if tower is not None:
+            tower.attach(stack)
+        stack.enter_context(watch_vision(modules, self._requests, config.normalization, self._see_encoded, tower))
         handles = [
             modules.model.register_forward_pre_hook(Hook(self._enter_model), with_kwargs=True),
             modules.base.register_forward_pre_hook(Hook(self._enter_base), with_kwargs=True),
@@ -303,16 +309,37 @@ class Pruner:
             forward.reading.forget()
         forward.reading = forward.cache = forward.unlocated = None
 
-    def _enter_layer(self, number: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _enter_layer(self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         reading = self._forward.reading
         if reading is None:
             return None
+        if isinstance(reading, Prefill) and reading.looks_ahead(number):
+            rotary = reading.rotary(number, kwargs["position_embeddings"])
+            reading.see_next(number, self._compared(layer, args[0], rotary))
         hidden, changed = reading.enter_layer(number, args[0], kwargs)
         return (hidden, *args[1:]), kwargs | changed
 
+    @torch.no_grad()
+    def _compared(self, layer: Any, hidden: Tensor, rotary: Sequence[Tensor]) -> Compared:
+        """What a layer would compare of some hidden states; its attention is left as soon as that is known."""
+        self._forward.looking_ahead = True
+        try:
+            states = layer.input_layernorm(hidden)
+            layer.self_attn(hidden_states=states, position_embeddings=rotary, attention_mask=None)
+        except _Looked as looked:
+            return looked.compared
+        finally:
+            self._forward.looking_ahead = False
+        raise FlowpruneError(
+            f"{self.config.method.name} reads the attention of the layer after its step, which ran an implementation "
+            "that was not there when the block was opened: choose the attention implementation before prune()."
+        )
+
     def _see_attention(self, layer: int, *seen: Any) -> None:
+        if self._forward.looking_ahead:
+            raise _Looked(Compared(*seen))
         if isinstance(reading := self._forward.reading, Prefill):
-            reading.see_attention(layer, *seen)
+            reading.see_attention(layer, Compared(*seen))
 
     def _note(self, read: Prefill | None) -> None:
         self._forward.last = self._last = read
@@ -326,8 +353,16 @@ def _features_at(output: Any) -> int:
     return first.data_ptr()
 
 
+class _Looked(Exception):
+    """Leaves an attention module once it is known what it would compare."""
+
+    def __init__(self, compared: Compared) -> None:
+        super().__init__()
+        self.compared = compared
+
+
 def observed_layers(config: PruningConfig) -> list[int]:
-    """Language-model layers whose attention some step reads: the one before each."""
-    if not any(isinstance(request, LanguageAttention) for request in config.method.evidence):
-        return []
-    return [step.layer - 1 for step in config.schedule]
+    """Language-model layers whose attention some step reads: the one before each, or the one that it comes before."""
+    asked = [each for each in config.method.evidence if isinstance(each, LanguageAttention | LanguageVectors)]
+    ahead = {isinstance(each, LanguageAttention) and each.layer == "next" for each in asked}
+    return sorted({step.layer - 1 + is_ahead for step in config.schedule if step.layer for is_ahead in ahead})

@@ -1,5 +1,6 @@
 """What pruning did to each sample of a prompt."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from transformers import PretrainedConfig
 
 from multimodal.costs import kv_bytes
 from multimodal.plan import RowPlan
+from multimodal.runtime.group import Group
 from multimodal.runtime.prefill import Prefill
 
 
@@ -18,6 +20,7 @@ class SampleReport:
     Args:
         visual_tokens: of the unpruned prompt.
         kept: visual tokens left after each step, in the unpruned conversation's coordinates, padding not counted.
+        sizes: how many tokens each of :attr:`kept` stands for, float32; 1 where nothing merged into it.
         places: for each place of the outputs, the one in the unpruned padded prompt that it belongs to ``[L']``; −1
             where padded, on the left. Outputs of a pruned prefill are those of the tokens that are left.
         retention: visual tokens seen by a layer ÷ original ones, averaged over layers; 1 for a text-only sample.
@@ -26,6 +29,7 @@ class SampleReport:
 
     visual_tokens: int
     kept: tuple[Tensor, ...]
+    sizes: tuple[Tensor, ...]
     places: Tensor
     retention: float
     kv_bytes: int
@@ -47,6 +51,7 @@ def reports(text: PretrainedConfig, element_bytes: int, read: Prefill) -> list[S
         before = read.past.read - read.past.padding.cpu()
     segments = [read.segments[step.layer] for step in read.config.schedule]
     index = [segment.index.cpu().where(segment.valid.cpu(), -1) for segment in segments]
+    sizes = [_sizes(read.groups.get(step.layer, ()), valid.shape) for step in read.config.schedule]
     found = []
     for row, plan in enumerate(read.plan.rows):
         left = [each[row][each[row] >= 0] for each in index]
@@ -56,6 +61,7 @@ def reports(text: PretrainedConfig, element_bytes: int, read: Prefill) -> list[S
             SampleReport(
                 visual_tokens=plan.visual_tokens,
                 kept=kept,
+                sizes=tuple(each[row][own[is_visual[row][own]]] for each, own in zip(sizes, left, strict=True)),
                 places=index[-1][row],
                 retention=met.retention,
                 kv_bytes=kv_bytes(text, met.tokens_by_layer, element_bytes),
@@ -63,3 +69,12 @@ def reports(text: PretrainedConfig, element_bytes: int, read: Prefill) -> list[S
             )
         )
     return found
+
+
+def _sizes(groups: Sequence[Group], shape: torch.Size) -> Tensor:
+    """How many tokens each token of the unpruned prompt stands for after a step ``[B, L]``."""
+    sizes = torch.ones(shape, dtype=torch.float32, device="cpu")
+    for group in groups:
+        if group.sizes is not None:
+            sizes[group.rows.unsqueeze(1).cpu(), group.in_prompt.cpu()] = group.sizes.cpu()
+    return sizes

@@ -23,6 +23,7 @@ from multimodal.families import Modules
 from multimodal.layout import Layout
 from multimodal.runtime.attention import observed_attention
 from multimodal.runtime.hooks import Hook, MethodHook
+from multimodal.runtime.tower import TowerPruning
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]  # mean, standard deviation
 Modality = Literal["image", "video"]
@@ -48,8 +49,8 @@ class _Seen(threading.local):
     def __init__(self) -> None:
         self.under_way = False
         self.pixels: Tensor | None = None
-        self.attention: dict[int, list[LayerAttention]] = {}  # by layer, in the order of the calls
-        self.features: dict[int, list[Tensor]] = {}
+        self.attention: dict[float, list[LayerAttention]] = {}  # by layer, in the order of the calls
+        self.features: dict[float, list[Tensor]] = {}
 
     def begin(self) -> None:
         self.under_way, self.pixels = True, None
@@ -62,6 +63,7 @@ def watch_vision(
     requests: Iterable[VisionRequest],
     normalization: Normalization | None,
     on_encoded: OnEncoded,
+    tower: TowerPruning | None = None,
 ) -> Iterator[None]:
     """Watch a model inside the ``with`` block.
 
@@ -71,16 +73,18 @@ def watch_vision(
         normalization: mean and standard deviation of the image processor, for requests that read pixels.
         on_encoded: called with the modality, the model's output, the layouts of the images or videos and the evidence
             of their views, each time the model encodes some.
+        tower: what prunes inside the tower.
     """
     geometry, seen, requests = modules.geometry, _Seen(), list(requests)
 
     def see_attention(
-        layer: int, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softcap: float | None
+        names: Sequence[float], queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softcap: float | None
     ) -> None:
         if seen.under_way:
-            seen.attention[layer].append(LayerAttention(queries, keys, values, scaling))
+            for layer in names:
+                seen.attention[layer].append(LayerAttention(queries, keys, values, scaling))
 
-    def see_features(layer: int, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def see_features(layer: float, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if seen.under_way:
             seen.features[layer].append(output[0] if isinstance(output, tuple) else output)
 
@@ -98,15 +102,18 @@ def watch_vision(
             inputs |= inputs.pop("kwargs", {})
             layouts = geometry.layouts(inputs) if modality == "image" else geometry.video_layouts(inputs)
             with torch.no_grad():
-                views = _views(modules, layouts, seen, requests, normalization)
+                scores = [] if tower is None else tower.scores()
+                views = _views(modules, layouts, seen, requests, normalization, scores)
                 evidence = [VisionEvidence.of(each, requests) for each in views]
         finally:
             seen.__init__()  # type: ignore[misc]
         on_encoded(modality, output, layouts, evidence)
         return output
 
-    layers = {layer for request in requests for layer in request.attention_layers}
-    observers = {modules.vision_layer(layer): partial(see_attention, layer) for layer in sorted(layers)}
+    named: dict[nn.Module, list[float]] = defaultdict(list)  # a layer may go by several names
+    for layer in sorted({layer for request in requests for layer in request.attention_layers}):
+        named[modules.vision_layer(layer)].append(layer)
+    observers = {module: partial(see_attention, names) for module, names in named.items()}
     encoders: dict[str, Modality] = {"get_image_features": "image", "get_video_features": "video"}
     with ExitStack() as stack:
         for layer in {layer for request in requests for layer in request.feature_layers}:
@@ -126,11 +133,13 @@ def _views(
     seen: _Seen,
     requests: Sequence[VisionRequest],
     normalization: Normalization | None,
+    scores: Sequence[Tensor],
 ) -> list[TowerViews]:
     """What was seen, views of one size together."""
     sizes = [patches for layout in layouts for patches in layout.views]
     attention = {layer: _by_view(calls, sizes) for layer, calls in seen.attention.items()}
     features = {layer: _split(calls, sizes) for layer, calls in seen.features.items()}
+    by_rule = _split(scores, sizes) if scores else None
     pixels: Sequence[Tensor] | None = None
     if normalization is not None and any(request.reads_pixels for request in requests):
         assert seen.pixels is not None
@@ -152,7 +161,9 @@ def _views(
         tokens = next((each.keys.shape[-2] for each in own.values()), None)
         tokens = next((each.shape[1] for each in shown.values()), size) if tokens is None else tokens
         levels = None if pixels is None else torch.stack([pixels[view] for view in views])
-        groups.append(TowerViews(tuple(views), own, shown, levels, class_tokens=tokens - size))
+        score = None if by_rule is None else torch.stack([by_rule[view] for view in views]).squeeze(-1)
+        tokens = tokens if score is None else score.shape[1]
+        groups.append(TowerViews(tuple(views), own, shown, levels, score, class_tokens=tokens - size))
     return groups
 
 

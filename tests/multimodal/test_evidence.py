@@ -3,13 +3,24 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from contracts import EXACT, families, mixed_samples
-from oracles import MEAN, STD, entropy, relevance, text_layers, tiny, tokens_of, vision_attention
+from oracles import (
+    MEAN,
+    STD,
+    config,
+    entropy,
+    hooked,
+    relevance,
+    text_layers,
+    tiny,
+    tokens_of,
+    vision_attention,
+)
 from tiny_models import CACHE, FAMILIES, batch, build, is_visual, sample
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -19,14 +30,17 @@ from multimodal.evidence import (
     ClassAttention,
     ContextRelevance,
     LanguageAttention,
+    LanguageVectors,
     PatchEntropy,
     ReceivedAttention,
     Request,
     TextEmbeddings,
+    TextStates,
     VisionEvidence,
     VisionFeatures,
     VisionKeys,
     VisionValues,
+    VisualEmbeddings,
     joined,
     stacked,
 )
@@ -219,8 +233,8 @@ def test_nothing_of_the_tower_is_kept_through_the_prefill() -> None:
 
 
 @contextmanager
-def eager_weights(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Head-mean attention weights ``[B, Q, K]`` of each language-model layer, as an eager model computes them."""
+def eager_weights(model: PreTrainedModel, by_head: bool = False) -> Iterator[list[Tensor]]:
+    """Attention weights, ``[B, heads, Q, K]`` or their means over heads, of each layer of an eager language model."""
     modules = [m for layer in text_layers(model) for m in layer.modules() if hasattr(m, "q_proj")]
     source, found = sys.modules[type(modules[0]).__module__], []
     eager = source.eager_attention_forward
@@ -228,7 +242,7 @@ def eager_weights(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     def noting(own: nn.Module, *args: Any, **kwargs: Any) -> Any:
         output, weights = eager(own, *args, **kwargs)
         if own in modules:
-            found.append(weights.mean(1))
+            found.append(weights if by_head else weights.mean(1))
         return output, weights
 
     source.eager_attention_forward = noting
@@ -345,6 +359,275 @@ def test_text_embeddings_are_those_of_the_prompt() -> None:
     for own, inputs in zip(found, rows, strict=True):
         ids = inputs["input_ids"][0][~is_visual(inputs)[0]]
         assert torch.equal(own[-len(ids) :], table(ids)) and (own[: -len(ids)] == 0).all()
+
+
+# what later layers would see, and what earlier ones made
+
+
+class Layers(NamedTuple):
+    """What the layers of an eager language model were given and compared, by layer.
+
+    Args:
+        weights: head-mean attention ``[B, Q, K]``.
+        vectors: queries, keys and values ``[B, heads, L, d]``.
+        hidden: what reached each layer ``[B, L, C]``.
+        places: index, in the padded unpruned prompt, of what each row of the sequence was ``[L]``, −1 where padded.
+    """
+
+    weights: list[Tensor]
+    vectors: list[dict[str, Tensor]]
+    hidden: list[Tensor]
+    places: list[np.ndarray]
+
+
+def seen_by_layers(model: PreTrainedModel, inputs: dict, schedule: Sequence, layer: int, **fields: Any) -> Layers:
+    """What a model shows that is pruned by some steps only (the stock model, if by none), places those at a layer."""
+    modules = [m for each in text_layers(model) for m in each.modules() if hasattr(m, "q_proj")]
+    source, vectors, hidden = sys.modules[type(modules[0]).__module__], [], []
+    eager = source.eager_attention_forward
+
+    def noting(own: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if own in modules:
+            vectors.append({"queries": query, "keys": key, "values": value})
+        return eager(own, query, key, value, *args, **kwargs)
+
+    def run() -> None:
+        handles = [
+            each.register_forward_pre_hook(lambda _, args: hidden.append(args[0])) for each in text_layers(model)
+        ]
+        with hooked(handles):
+            model(**inputs)
+
+    valid, visual = np.array(inputs["attention_mask"].bool()), is_visual(inputs).numpy()
+    left = valid.copy()
+    source.eager_attention_forward = noting
+    try:
+        with eager_weights(model) as weights:
+            if schedule:
+                steps = [{"layer": number, "keep_ratio": ratio} for number, ratio in schedule]
+                with prune(model, PruningConfig(method=Asking(), schedule=steps, **fields)) as pruner:
+                    run()
+                for row, entry in enumerate(pruner.report):
+                    left[row] &= ~visual[row]
+                    left[row, entry.kept[-1].numpy() + int((~valid[row]).sum())] = True
+            else:
+                run()
+    finally:
+        source.eager_attention_forward = eager
+    width = weights[layer].shape[1] if schedule else valid.shape[1]
+    places = [np.flatnonzero(row) for row in left]
+    if not schedule:
+        return Layers(weights, vectors, hidden, [np.where(row, np.arange(width), -1) for row in valid])
+    return Layers(weights, vectors, hidden, [np.pad(row, (width - len(row), 0), constant_values=-1) for row in places])
+
+
+class Asked(NamedTuple):
+    """What a method was answered at a step about one image.
+
+    Args:
+        row: of the batch.
+        places: of its tokens in the padded unpruned prompt ``[n]``.
+        answers: to each request.
+    """
+
+    row: int
+    places: np.ndarray
+    answers: list[Tensor]
+
+
+def asked(model: PreTrainedModel, inputs: dict, requests: Sequence, schedule: Sequence, **fields: Any) -> dict:
+    """For each step's layer, what was answered about each image."""
+    SEEN.clear()
+    steps = [{"layer": layer, "keep_ratio": ratio} for layer, ratio in schedule]
+    config = PruningConfig(method=Asking(requests=tuple(requests)), schedule=steps, **fields)
+    with prune(model, config) as pruner:
+        model(**inputs)
+        groups = pruner._last._groups  # which images go together
+    found: dict[int, list[Asked]] = {layer: [] for layer, _ in schedule}
+    for number, (layer, index, answers) in enumerate(SEEN):
+        group = groups[number % len(groups)]
+        for image, row in enumerate(group.rows.tolist()):
+            places = group.table[image][index[image]].numpy()
+            found[layer].append(Asked(row, places, [answer[image] for answer in answers]))
+    return found
+
+
+def text_places(inputs: dict, row: int) -> np.ndarray:
+    return (inputs["attention_mask"].bool() & ~is_visual(inputs))[row].nonzero()[:, 0].numpy()
+
+
+def at(places: np.ndarray, wanted: np.ndarray) -> list[int]:
+    """Where tokens of the unpruned prompt stand in a sequence."""
+    return [int(np.flatnonzero(places == place)[0]) for place in wanted]
+
+
+def rows_of(inputs: dict, row: int, rows: str) -> np.ndarray:
+    text = text_places(inputs, row)
+    last = np.flatnonzero(inputs["attention_mask"][row].bool().numpy())[-1:]
+    return text if rows == "text" else last
+
+
+def assert_rows(found: Tensor, expected: Tensor) -> None:
+    """Padded on the left with zeros."""
+    assert len(found) >= len(expected)
+    torch.testing.assert_close(found[len(found) - len(expected) :], expected, **EXACT)
+    assert (found[: len(found) - len(expected)] == 0).all()
+
+
+def assert_attention(inputs: dict, image: Asked, answer: Tensor, rows: str, seen: Layers, layer: int) -> None:
+    own = seen.places[image.row]
+    queries, keys = at(own, rows_of(inputs, image.row, rows)), at(own, image.places)
+    expected = seen.weights[layer][image.row][queries][:, -len(own) :][:, keys]
+    if rows == "last":
+        torch.testing.assert_close(answer, expected[0], **EXACT)
+    else:
+        assert_rows(answer, expected)
+
+
+SUCCESSION = [(2, 0.6), (3, 0.5)]
+
+
+@families
+@pytest.mark.parametrize("shape", ["alone", "batch"])
+def test_language_attention_is_what_the_next_layer_would_compute(name: str, shape: str) -> None:
+    """Of two steps in succession, of which one layer is the next of the first and the one before the second."""
+    model = build(name, "eager")
+    inputs = sample(model, images=1, seed=1) if shape == "alone" else batch(mixed_samples(model))
+    requests = [LanguageAttention(rows, layer) for rows in ("last", "text") for layer in ("next", "before")]
+    found = asked(model, inputs, requests, SUCCESSION)
+    for number, (layer, _) in enumerate(SUCCESSION):
+        seen = seen_by_layers(model, inputs, SUCCESSION[:number], layer)
+        assert len(found[layer]) >= (1 if shape == "alone" else 3)
+        for image in found[layer]:
+            for request, answer in zip(requests, image.answers, strict=True):
+                which = layer - (request.layer == "before")
+                assert_attention(inputs, image, answer, request.rows, seen, which)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "fake_flash"])
+def test_the_next_layer_needs_no_backend_that_tells_its_weights(attention: str) -> None:
+    requests, answers = [LanguageAttention("text", "next"), LanguageVectors("keys")], []
+    for backend in ("eager", attention):
+        model = tiny("llava_siglip", backend)
+        answers.append(asked(model, batch(mixed_samples(model)), requests, SUCCESSION))
+    for layer, _ in SUCCESSION:
+        for ours, theirs in zip(*(found[layer] for found in answers), strict=True):
+            for one, other in zip(ours.answers, theirs.answers, strict=True):
+                torch.testing.assert_close(one, other, **EXACT)
+
+
+@pytest.mark.parametrize("name", ["llava_siglip", "gemma3", "qwen2_vl"])
+def test_the_next_layer_weighs_merged_tokens(name: str) -> None:
+    model = build(name, "eager")
+    inputs, schedule = batch(mixed_samples(model)), [(2, 0.6), (4, 0.5)]
+    fields = {"merging": {"rule": "nearest", "weight": 1.0}}
+    found = asked(model, inputs, [LanguageAttention("last", "next")], schedule, **fields)
+    seen, plain = (seen_by_layers(model, inputs, schedule[:1], 4, **each) for each in (fields, {}))
+    for image in found[4]:
+        assert_attention(inputs, image, image.answers[0], "last", seen, 4)
+    assert (seen.weights[4] - plain.weights[4]).abs().max() > 1e-3  # the test has teeth
+
+
+@pytest.mark.parametrize("name", [name for name, own in FAMILIES.items() if "chat" not in own.gaps])
+@pytest.mark.parametrize("earlier", [[(2, 0.5)], [(1, 0.5)]], ids=["same steps", "other steps"])
+def test_the_next_layer_counts_this_prompt_alone_in_a_conversation(name: str, earlier: list) -> None:
+    """As it would attend to this prompt: the softmax over its own tokens, at the places that they have."""
+    model = build(name, "eager")
+    later, schedule = sample(model, images=1, text=4, seed=2, size=1), [(2, 0.5)]
+    deep = getattr(modules_of(model).geometry, "deepstack_layers", 0)
+    if earlier[0][0] < deep:
+        earlier = [(3, 0.5)]
+
+    def second_turn(schedule: Sequence, requests: tuple = ()) -> Any:
+        with prune(model, config(earlier, name="uniform")):
+            cache = model(**sample(model, images=1, text=4, seed=1))[CACHE]
+        inputs, method = later | {"attention_mask": None, CACHE: cache}, Asking(requests=requests)
+        steps = [{"layer": layer, "keep_ratio": ratio} for layer, ratio in schedule]
+        SEEN.clear()
+        chosen = PruningConfig(method=method, schedule=steps)
+        with eager_weights(model, by_head=True) as weights, prune(model, chosen) as pruner:
+            logits = model(**inputs).logits
+        return list(SEEN), weights, logits, pruner._last._groups
+
+    requests = tuple(LanguageAttention(rows, "next") for rows in ("last", "text"))
+    weights = second_turn([(2, 1.0)])[1][2][0, ..., -later["input_ids"].shape[1] :]
+    expected = (weights / weights.sum(-1, keepdim=True)).mean(0)
+    seen, _, logits, groups = second_turn(schedule, requests)
+    for (_, index, (last, text)), group in zip(seen, groups, strict=True):
+        for image, own in enumerate(group.table.gather(1, index)):
+            torch.testing.assert_close(last[image], expected[-1, own], **EXACT)
+            torch.testing.assert_close(text[image], expected[~is_visual(later)[0]][:, own], **EXACT)
+    torch.testing.assert_close(logits, second_turn(schedule)[2], **EXACT)  # looking changes nothing
+
+
+@families
+def test_language_vectors_are_those_of_the_layer_before(name: str) -> None:
+    model = build(name, "eager")
+    inputs, schedule = batch(mixed_samples(model)), [(2, 0.6), (4, 0.5)]
+    requests = [
+        LanguageVectors(kind, rows) for kind in ("queries", "keys", "values") for rows in ("visual", "last", "text")
+    ]
+    found = asked(model, inputs, [*requests, TextStates(), TextEmbeddings()], schedule)
+    table = model.get_input_embeddings()
+    for number, (layer, _) in enumerate(schedule):
+        seen = seen_by_layers(model, inputs, schedule[:number], layer)
+        for image in found[layer]:
+            *vectors, states, embeddings = image.answers
+            own = seen.places[image.row]
+            for request, answer in zip(requests, vectors, strict=True):
+                which = image.places if request.rows == "visual" else rows_of(inputs, image.row, request.rows)
+                expected = seen.vectors[layer - 1][request.kind][image.row].transpose(0, 1)[at(own, which)]
+                assert_rows(answer, expected)
+            text = text_places(inputs, image.row)
+            assert_rows(states, seen.hidden[layer][image.row][at(own, text)])
+            assert embeddings.shape == states.shape
+            if name.startswith("llava"):
+                assert_rows(embeddings, table(inputs["input_ids"][image.row, text]))
+
+
+def test_text_states_before_the_language_model_are_embeddings() -> None:
+    model = tiny("llava_clip")
+    found = asked(model, batch(mixed_samples(model)), [TextStates(), TextEmbeddings()], [(0, 0.5)])
+    for image in found[0]:
+        assert torch.equal(*image.answers)
+
+
+@pytest.mark.parametrize("name", ATTENDING)
+@pytest.mark.parametrize("layer", ["before", "next"])
+def test_language_attention_head_by_head(name: str, layer: Literal["before", "next"]) -> None:
+    model = build(name, "eager")
+    inputs = batch(mixed_samples(model))
+    requests = [LanguageAttention(rows, layer, "each") for rows in ("last", "text")]
+    found = asked(model, inputs, requests, [(2, 0.6)])[2]
+    with eager_weights(model, by_head=True) as weights:
+        model(**inputs)
+    for image in found:
+        own = weights[2 - (layer == "before")][image.row][:, :, image.places]
+        last, text = (own[:, rows_of(inputs, image.row, rows)] for rows in ("last", "text"))
+        torch.testing.assert_close(image.answers[0], last[:, 0], **EXACT)
+        for head, expected in zip(image.answers[1], text, strict=True):
+            assert_rows(head, expected)
+
+
+@pytest.mark.parametrize("name", ["llava_clip_full", "llava_onevision", "qwen3_vl"])
+def test_visual_embeddings_are_those_of_all_patches_at_every_step(name: str) -> None:
+    model = tiny(name)
+    found = asked(model, batch(mixed_samples(model)), [VisualEmbeddings()], [(0, 0.6), (2, 0.5), (4, 0.5)])
+    before = []
+
+    class Embedded(Asking):
+        name: Literal["test_embedded"] = "test_embedded"
+
+        def score(self, tokens: VisualTokens) -> Tensor:
+            before.extend(tokens.features)
+            return super().score(tokens)
+
+    with prune(model, PruningConfig(method=Embedded(), schedule=[{"layer": 0, "keep_ratio": 0.5}])):
+        model(**batch(mixed_samples(model)))
+    del Method.registry["test_embedded"]
+    for images in found.values():
+        assert all(torch.equal(own.answers[0], each) for own, each in zip(images, before, strict=True))
+        assert len(images) == len(before) >= 3
 
 
 # greedy on features

@@ -11,7 +11,17 @@ from tiny_models import CACHE, batch, is_visual, sample
 from torch import Tensor
 
 from multimodal import FlowpruneError, PruningConfig, prune
-from multimodal.evidence import Request
+from multimodal.evidence import (
+    LanguageAttention,
+    LanguageVectors,
+    Request,
+    TextEmbeddings,
+    TextStates,
+    VisionFeatures,
+    VisionKeys,
+    VisionValues,
+    VisualEmbeddings,
+)
 from multimodal.families import geometry_of
 from multimodal.layout import Layout
 from multimodal.methods import Method, SearchRange, Selection, VisualTokens, method_named
@@ -22,11 +32,24 @@ LAYOUTS = [
     Layout(grids=((4, 4), (6, 9)), newlines=(25, 35, 45, 55, 65, 75)),
     Layout(grids=((1, 13),), newlines=(0,)),
 ]
-SHIPPED = ["divprune", "fastv", "random", "uniform", "vflowopt"]
+TOWER = ["fastervlm", "flowcut", "hiprune", "holov", "ipcv", "prumerge", "vispruner", "visionzip", "vscan"]
+LANGUAGE = ["cdpruner", "dart", "fastv", "pyramiddrop", "sparsevlm"]
+SHIPPED = ["divprune", "random", "uniform", "vflowopt", *TOWER, *LANGUAGE]
+SHARING = ["prumerge", "sparsevlm"]  # a token may go into several kept ones, or into none
 VARIANTS: list[dict] = [{"name": name} for name in SHIPPED] + [
     {"name": "vflowopt", "recycling_cell": None},
     {"name": "vflowopt", "entropy_weight": -0.5, "recycling_cell": 3.3, "recycling_weight": 0.5},
+    {"name": "hiprune", "anchor_share": 1.0},
+    {"name": "holov", "chunks": 5, "variety_weight": 3.0},
+    {"name": "prumerge", "uniform_share": 0.75, "neighbours": 3},
+    {"name": "vispruner", "important_share": 0.0},
+    {"name": "visionzip", "contextual_share": 0.9},
+    {"name": "vscan", "window": 3},
+    {"name": "sparsevlm", "heads": 0.4375, "recycled": 0.0},
+    {"name": "dart", "visual_pivots": 3, "text_pivots": 9},
+    {"name": "cdpruner", "relevance": 0.6},
 ]
+HEADS, TEXT = 4, 7
 
 
 def tokens_of(layout: Layout, layer: int, images: int = 3, left: int | None = None, seed: int = 0) -> VisualTokens:
@@ -39,8 +62,24 @@ def tokens_of(layout: Layout, layer: int, images: int = 3, left: int | None = No
     features = torch.randn(images, left, 4, generator=generator)
     answers: dict[Request, Tensor] = {}
 
+    def shape(request: Request) -> tuple[int, ...]:
+        rows = {"visual": left, "last": 1, "text": TEXT}
+        match request:
+            case LanguageAttention():
+                heads = [HEADS] * (request.heads == "each")
+                return (images, *heads, *[TEXT] * (request.rows == "text"), left)
+            case LanguageVectors():
+                return images, rows[request.rows], HEADS, 2
+            case TextStates() | TextEmbeddings():
+                return images, TEXT, 4
+            case VisualEmbeddings():
+                return images, layout.patch_tokens, 4
+            case VisionFeatures() | VisionKeys() | VisionValues():
+                return images, left, 5
+        return images, left
+
     def answer(request: Request) -> Tensor:
-        return answers.setdefault(request, torch.rand(images, left, generator=generator))
+        return answers.setdefault(request, torch.rand(shape(request), generator=generator))
 
     return VisualTokens(layer, layout, index, lambda: features, answer)
 
@@ -84,7 +123,10 @@ def test_contract(fields: dict, layout: Layout, layer: int) -> None:
         merged, sizes = selection.apply(tokens.features), selection.sizes()
         assert merged.shape == (3, count, 4)
         if sizes is not None:
-            assert torch.equal(sizes.sum(1), torch.full((3,), float(left)))
+            assert selection.owner is not None and (sizes >= 1).all()
+            edges = (selection.owner < count).sum(1)
+            assert torch.equal(sizes.sum(1), edges.float())
+            assert method.name in SHARING or (edges == left).all()
         for image in range(3):  # an image does not depend on its batch
             own = method.reduce(alone(tokens, image), count)
             assert torch.equal(own.kept[0], selection.kept[image])

@@ -16,6 +16,7 @@ from multimodal import PruningConfig
 from multimodal.costs import Workload
 from multimodal.layout import Layout
 from search.budget import share_of
+from search.choice import MethodChoice
 from search.reaper import Reaper
 from search.space import Space
 from search.storages import sqlite_storage
@@ -30,9 +31,7 @@ WORKLOAD = Workload(
     [([Layout(((8, 8),))], 5)],
 )
 SPACE = Space(
-    method="vflowopt",
-    fixed={"vision_layer": -1},
-    ranges={},
+    choices=[MethodChoice("vflowopt", {"vision_layer": -1})],
     measure="retention",
     budgets=[0.25],
     cost=share_of(WORKLOAD, "retention"),

@@ -15,6 +15,7 @@ from multimodal import FlowpruneError
 from multimodal.costs import Workload
 from multimodal.layout import Layout
 from search.budget import check_reachable, largest_ratio, last_ratio, ratio_range, share_of
+from search.choice import MethodChoice
 from search.latency import Latency
 from search.space import Space
 
@@ -135,8 +136,9 @@ def test_every_suggestion_is_on_budget(workload, measure, steps, where, data):
     least = share(measure, prompts, [0], depth, [1e-9])
     target = least + where * (1 - least)
     cost = share_of(counted, measure)
-    space = Space("uniform", {}, {}, measure, [target], cost, steps, depth, ["original"], PIXELS)
-    values = {f"place_{n}": data.draw(st.integers(0, space.places - 1)) for n in range(1, space.steps)}
+    space = Space([MethodChoice("uniform")], measure, [target], cost, steps, depth, ["original"], PIXELS)
+    places = space.schedules(space.choices[0]).places
+    values = {f"place_{n}": data.draw(st.integers(0, places - 1)) for n in range(1, space.steps)}
     values |= {f"share_{n}": data.draw(unit) for n in range(space.steps - 1)}
     trial = optuna.trial.FixedTrial(values)
     config = space.suggest(trial)
@@ -172,7 +174,7 @@ def test_a_budget_in_milliseconds_is_met_by_the_last_token():
         return total / len(prompts) + 1.5
 
     cost = partial(latency.predict, workload)
-    space = Space("uniform", {}, {}, "latency_ms", [7.0], cost, 3, 6, ["original"], PIXELS)
+    space = Space([MethodChoice("uniform")], "latency_ms", [7.0], cost, 3, 6, ["original"], PIXELS)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(20):
         config = space.suggest(study.ask())

@@ -8,7 +8,7 @@ from contracts import fitting
 from oracles import INNER_ONLY, MEAN, STD, config, hooked, text_model, tiny
 from tiny_models import FAMILIES, sample
 
-from multimodal import PruningConfig, prune
+from multimodal import FlowpruneError, PruningConfig, prune
 from multimodal.evidence import ContextRelevance, PatchEntropy
 from multimodal.families import modules_of
 from search.calibration import CalibrationSample, observe_sample
@@ -152,3 +152,21 @@ def test_samples_are_told_as_they_come_and_stopping_leaves_the_model_as_it_was()
     with pytest.raises(RuntimeError, match="enough"):
         of.evaluate(chosen, stop)
     assert of.evaluate(chosen) == whole
+
+
+@pytest.mark.parametrize("name", ["llava_clip", "llava_onevision", "gemma3"])
+@pytest.mark.parametrize("method", [{"name": "flowcut"}, {"name": "ipcv", "depth": 0.5, "keep": 0.4}], ids=str)
+def test_a_method_that_prunes_inside_the_tower_is_tried_with_the_tower(name, method, tmp_path):
+    chosen = PruningConfig(method=method, schedule=[{"layer": 0, "keep_ratio": 0.3}, {"layer": 2, "keep_ratio": 0.5}])
+    family = modules_of(tiny(name))
+    samples = []
+    for number, inputs in enumerate(inputs_of(name, "sdpa")):
+        path = tmp_path / f"{number}.safetensors"
+        observe_sample(family, inputs, [], None, keep_inputs=True).save(path)
+        samples.append(CalibrationSample.load(path))
+    of = Objective(family, samples, 2, 0)
+    expected = slow_discrepancies(name, "sdpa", chosen)
+    np.testing.assert_allclose(of.evaluate(chosen), [expected[number] for number in of.order], atol=2e-5)
+    assert max(of.evaluate(config(name="divprune"))) > 0  # the same samples serve other methods
+    with pytest.raises(FlowpruneError, match="hold no pixels, which a method that prunes inside the tower needs"):
+        objective(name).evaluate(chosen)

@@ -1,12 +1,13 @@
 """The search space: what is searched comes from the methods themselves, and everything suggested is a valid config."""
 
+import math
 from itertools import combinations, pairwise
 from types import SimpleNamespace
 from typing import Annotated, Literal
 
 import optuna
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multimodal import FlowpruneError
@@ -15,8 +16,11 @@ from multimodal.evidence import ContextRelevance, PatchEntropy, ReceivedAttentio
 from multimodal.layout import Layout
 from multimodal.methods import Method, SearchRange
 from multimodal.methods.vflowopt import VFlowOpt
+from multimodal.ranges import SearchChoice
 from search.budget import share_of
-from search.space import Space, flat_parameters, searched_parameters, vision_requests
+from search.choice import MethodChoice, searched_parameters
+from search.schedules import Schedules
+from search.space import Space, flat_parameters
 
 TEXT = {"hidden_size": 12, "intermediate_size": 20, "num_attention_heads": 3}
 PIXELS = ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
@@ -30,10 +34,13 @@ DECLARED = {
 
 def space(layouts=(GRID,), layers: int = 9, **changes) -> Space:
     workload = Workload(SimpleNamespace(num_hidden_layers=layers, **TEXT), [([layout], 0) for layout in layouts])
-    settings = {
-        "method": "vflowopt",
-        "fixed": {},
-        "ranges": {},
+    own = {
+        "fixed": changes.pop("fixed", {}),
+        "ranges": changes.pop("ranges", {}),
+        "name": changes.pop("method", "vflowopt"),
+    }
+    fields = {
+        "choices": changes.pop("choices", None) or [MethodChoice(**own)],
         "measure": "retention",
         "budgets": [0.25],
         "cost": share_of(workload, "retention"),
@@ -42,7 +49,16 @@ def space(layouts=(GRID,), layers: int = 9, **changes) -> Space:
         "positions": ["compact", "original"],
         "normalization": PIXELS,
     }
-    return Space(**(settings | changes))
+    return Space(**(fields | changes))
+
+
+def only(of: Space) -> Schedules:
+    """The schedules of a space of one method."""
+    return of.schedules(of.choices[0])
+
+
+def vision_requests(method: str, fixed: dict, ranges: dict) -> list:
+    return MethodChoice(method, fixed, ranges).vision_requests
 
 
 def suggested(of: Space, seed: int = 0, trials: int = 20) -> list:
@@ -51,7 +67,7 @@ def suggested(of: Space, seed: int = 0, trials: int = 20) -> list:
 
 
 def test_parameters_come_from_the_fields_of_the_method():
-    assert space().parameters == DECLARED
+    assert space().choices[0].parameters == DECLARED
     assert {"query_threshold", "entropy_weight", "recycling_cell", "recycling_weight", "vision_layer"} <= set(DECLARED)
     for trial, config in suggested(space()):
         assert set(trial.params) == {*DECLARED, "place_1", "place_2", "share_0", "share_1", "positions"}
@@ -111,7 +127,7 @@ def test_inner_steps_lie_after_the_deepstack():
     for steps in (2, 4, 5):
         of = space(steps=steps, first_inner_layer=5)
         for places in ([0.0] * (steps - 1), [1.0] * (steps - 1), [0.3] * (steps - 1)):
-            layers = of.place_steps(places, 0.25)
+            layers = only(of).place_steps(places, 0.25)
             assert layers == sorted(set(layers)) and layers[0] == 0 and min(layers[1:]) >= 5 and max(layers) < 9
     with pytest.raises(FlowpruneError, match=r"search\.steps is 6: choose one of 1 to 5"):
         space(steps=6, first_inner_layer=5)
@@ -126,15 +142,15 @@ def test_what_is_searched_is_what_is_tuned():
 @given(st.integers(1, 6), st.integers(0, 20), st.data())
 def test_steps_strictly_increase_and_stay_inside(steps, more, data):
     places = data.draw(st.lists(st.floats(0, 1), min_size=steps - 1, max_size=steps - 1))
-    layers = space(steps=steps, layers=steps + more).place_steps(places, 0.25)
+    layers = only(space(steps=steps, layers=steps + more)).place_steps(places, 0.25)
     assert layers[0] == 0 and len(layers) == steps and layers[-1] < steps + more
     assert all(before < after for before, after in pairwise(layers))
 
 
 def test_every_layer_can_be_chosen():
-    one = space(steps=2, layers=7)
+    one = only(space(steps=2, layers=7))
     assert {one.place_steps([n / 50], 0.25)[1] for n in range(51)} == set(range(1, 7))
-    assert space(steps=3, layers=3).place_steps([0.9, 0.1], 0.25) == [0, 1, 2]
+    assert only(space(steps=3, layers=3)).place_steps([0.9, 0.1], 0.25) == [0, 1, 2]
     found = {tuple(step.layer for step in config.schedule) for _, config in suggested(space(steps=3, layers=5), 0, 150)}
     assert found == {(0, *inner) for inner in combinations(range(1, 5), 2)}
 
@@ -155,7 +171,7 @@ class Ramp(Method):
 def test_a_users_own_method_is_searched_without_other_change():
     try:
         of = space(method="test_ramp", ranges={"slope": (0, 1)}, fixed={"label": "y"})
-        assert of.parameters == {"slope": SearchRange(0, 1), "layer": SearchRange(-4, -2)}
+        assert of.choices[0].parameters == {"slope": SearchRange(0, 1), "layer": SearchRange(-4, -2)}
         configs = [config for _, config in suggested(of)]
         assert {type(config.method) for config in configs} == {Ramp}
         assert {config.method.layer for config in configs} == {-4, -3, -2}
@@ -195,7 +211,7 @@ def test_a_method_that_reads_the_layer_before_begins_inside(steps, budget):
         assert layers[0] >= 1 and layers == sorted(set(layers))
         assert config.budget.met <= budget
     begins = {config.schedule[0].layer for _, config in found}
-    assert begins == set(range(1, 1 + min(of.places, int(9 * budget))))  # after l of 9 layers, l / 9 is spent
+    assert begins == set(range(1, 1 + min(only(of).places, int(9 * budget))))  # after l of 9 layers, l / 9 is spent
     with pytest.raises(FlowpruneError, match="all before layer 1"):
         space(method="fastv", steps=1, budgets=[0.1])
 
@@ -227,8 +243,8 @@ def test_guesses_are_every_combination_and_lie_in_the_space(changes, count):
         study.enqueue_trial(guess)
         trial = study.ask()
         of.suggest(trial)  # warns of what lies outside
-        assert trial.params.items() <= guess.items() and set(of.parameters) <= set(trial.params)
-        for name, bounds in of.parameters.items():
+        assert trial.params.items() <= guess.items() and set(of.choices[0].parameters) <= set(trial.params)
+        for name, bounds in of.choices[0].parameters.items():
             assert bounds.low <= trial.params[name] <= bounds.high
     assert len({str(trial.params) for trial in study.trials}) == count
 
@@ -240,3 +256,93 @@ def test_flat_parameters_are_plain_and_complete():
     for number, step in enumerate(config.schedule):
         assert (flat[f"layer_{number}"], flat[f"keep_ratio_{number}"]) == (step.layer, step.keep_ratio)
     assert flat["positions"] == config.positions and "name" not in flat
+
+
+# several methods, merging rules, curves
+
+
+def mixed(**changes) -> Space:
+    names = ("vflowopt", "fastv", "divprune")
+    choices = [MethodChoice(name, mergings=("own", "none", "cells", "nearest", "clusters")) for name in names]
+    return space(choices=choices, **changes)
+
+
+def test_a_mixed_search_suggests_every_method_rule_and_only_what_they_have():
+    of = mixed(budgets=[0.2, 0.4])
+    found = suggested(of, 0, 200)
+    assert {config.method.name for _, config in found} == {"vflowopt", "fastv", "divprune"}
+    for trial, config in found:
+        own = config.method.name
+        assert trial.params["method"] == own
+        assert all(name in ("budget", "method", "positions") or name.startswith(f"{own}.") for name in trial.params)
+        rule = trial.params[f"{own}.merging"]
+        assert (config.merging is None) == (rule == "own") and (config.merging is None or config.merging.rule == rule)
+        assert not (own == "divprune" and rule == "cells")  # which has no score to rank tokens by
+        if rule == "clusters":
+            assert config.merging.share == trial.params[f"{own}.clusters.share"]
+        assert config.budget.asked - 0.05 < config.budget.met <= config.budget.asked
+    assert {config.merging.rule for _, config in found if config.merging} == {"none", "cells", "nearest", "clusters"}
+    assert of.conditional and of.guesses == [] and not space().conditional
+    flat = flat_parameters(found[0][1], mixed=True)
+    assert flat["method"] == found[0][1].method.name
+    assert [each["method"] for each in of.describe()["among"]] == ["vflowopt", "fastv", "divprune"]
+
+
+def test_a_mixed_search_gives_a_method_as_many_steps_as_its_layers_allow():
+    of = mixed(steps=9)
+    steps = {config.method.name: len(config.schedule) for _, config in suggested(of, 0, 60)}
+    assert steps == {"vflowopt": 9, "divprune": 9, "fastv": 8}
+
+
+def test_merging_rules_that_do_not_fit_are_refused():
+    with pytest.raises(FlowpruneError, match=r"search\.merging \['cells'\] ranks .* divprune has none: add nearest"):
+        MethodChoice("divprune", mergings=("cells",))
+    with pytest.raises(FlowpruneError, match="no merging rule 'cell': choose one of cells, clusters, nearest, none"):
+        MethodChoice("vflowopt", mergings=("cell",))
+
+
+class Choosing(Method):
+    """A method with a parameter that has no order."""
+
+    name: Literal["test_choosing"] = "test_choosing"
+    mode: Annotated[Literal["a", "b"], SearchChoice(("a", "b"))] = "a"
+
+    @property
+    def evidence(self) -> tuple[Request, ...]:
+        return (ReceivedAttention(-1 if self.mode == "a" else -2),)
+
+
+def test_parameters_without_order_are_chosen_among():
+    try:
+        of = space(method="test_choosing")
+        assert {config.method.mode for _, config in suggested(of)} == {"a", "b"}
+        assert vision_requests("test_choosing", {}, {}) == [ReceivedAttention(-1), ReceivedAttention(-2)]
+        assert of.describe()["parameters"] == {"mode": ["a", "b"]}
+        with pytest.raises(FlowpruneError, match=r"method\.ranges\.mode: test_choosing does not search it"):
+            MethodChoice("test_choosing", {}, {"mode": (0, 1)}).parameters  # noqa: B018
+    finally:
+        Method.registry.pop("test_choosing", None)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0, 1), st.floats(0, 50), st.sampled_from([0.08, 0.3, 0.7, 1.0]), st.integers(1, 9))
+def test_a_curve_is_on_budget_and_falls_as_a_sigmoid(midpoint, steepness, budget, steps):
+    of = only(space(steps=steps))
+    layers = of.place_steps([number / (steps - 1) for number in range(steps - 1)], budget)
+    schedule = of.by_curve(budget, layers, midpoint, steepness)
+    assert [step.layer for step in schedule] == layers
+    assert budget - 0.03 < of.cost(schedule) <= budget  # a token in 64
+    left, tokens = [], 1.0
+    for step in schedule:
+        tokens *= step.keep_ratio
+        left.append(tokens)
+    curve = [1 / (1 + math.exp(steepness * (layer / 9 - midpoint))) for layer in layers]
+    inner = [n for n in range(steps - 1) if 0.05 < left[n] < 1]  # above 1 it is cut, below a token it cannot fall
+    for a, b in pairwise(inner):
+        assert left[b] / left[a] == pytest.approx(curve[b] / curve[a], rel=0.02)
+
+
+def test_a_search_of_curves_suggests_two_parameters():
+    for trial, config in suggested(space(shape="sigmoid", steps=4)):
+        assert {"midpoint", "steepness"} <= set(trial.params) and not any("share" in name for name in trial.params)
+        assert len(config.schedule) == 4 and config.budget.met <= 0.25
