@@ -53,7 +53,7 @@ def run_worker(
     def evaluate(trial: optuna.Trial) -> float | tuple[float, float]:
         on_start(trial)
         config = space.suggest(trial)
-note(trial, config=config.model_dump(mode="json"), parameters=flat_parameters(config, len(space.choices) > 1))
+        note(trial, config=config.model_dump(mode="json"), parameters=flat_parameters(config, len(space.choices) > 1))
         note(trial, **objective.shares(config), objective=objective_name(study))
         if space.measure == "latency_ms":
             note(trial, latency_ms=space.cost(config.schedule))
