@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from statistics import mean
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from multimodal import PruningConfig, PruningStep
 from pipelines.comparison.contenders import label
 from pipelines.comparison.downscale import largest_factor
-from pipelines.comparison.figures import front
+from pipelines.comparison.figures import accuracy_figure, front, pareto_figure
 from pipelines.comparison.files import short_table, write_tables
 from pipelines.comparison.measured import Identity, Measured, known
 from pipelines.comparison.rows import Comparison
@@ -199,6 +200,16 @@ def test_the_front_is_what_no_other_beats_in_both():
         )
     }
     assert {row.name for row in front(rows)} == expected
+
+
+def test_figures_draw_every_contender_in_the_pages_ink():
+    first = comparison()
+    both = replace(
+        first, budgets={0.5: first.budgets[0.5], 0.1: [replace(r, budget=0.1) for r in first.budgets[0.5][1:]]}
+    )
+    for svg in (accuracy_figure(first), accuracy_figure(both), pareto_figure(both)):
+        assert svg.startswith("<svg ") and "currentColor" in svg and "#010203" not in svg
+        assert all(f">{row.name}</text>" in svg for row in both.budgets[0.5])
 
 
 def test_tables_and_files(tmp_path):
