@@ -16,6 +16,7 @@ GOOD: dict[str, Any] = {
     "method": {"name": "vflowopt", "query_threshold": 28.68, "entropy_weight": -0.25, "recycling_cell": 11.76},
     "schedule": [{"layer": 0, "keep_ratio": 0.7233}, {"layer": 9, "keep_ratio": 0.7487}],
     "positions": "compact",
+    "merging": None,
     "image_mean": [0.5, 0.4, 0.3],
     "image_std": [0.1, 0.2, 0.3],
     "model": {"id": "some/model", "revision": None, "architecture": "LlavaForConditionalGeneration", "layers": 28},
