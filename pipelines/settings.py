@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from multimodal import FlowpruneError
 from multimodal.config import Measure, Positions
 from multimodal.errors import one_sentence
+from multimodal.sinks import Sinks
 
 Stage = Literal[
     "calibrate",
@@ -156,6 +157,7 @@ class SearchSettings(_Group):
     steps: int = Field(ge=1)
     positions: list[Positions] = Field(min_length=1)
     merging: list[str] = Field(min_length=1)
+    sinks: list[Sinks] = Field(min_length=1)
     schedule: Shape
     sampler: Literal["auto", "gp", "tpe", "random"]
     startup: int = Field(ge=1)

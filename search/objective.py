@@ -203,7 +203,7 @@ class Objective:
             cache: filled if given.
         """
         if pruner is not None:
-            requests = pruner.config.method.vision_requests
+            requests = pruner.config.vision_requests
             layouts = [image.layout for image in batch.prompt.images]
             answers = token_evidence(self.modules.geometry, requests, layouts, batch.evidence)
             pruner.feed(replace(batch.prompt, evidence=answers))

@@ -12,6 +12,7 @@ from multimodal.config import Budget, Measure
 from multimodal.merging import MergingRule
 from multimodal.methods import Method
 from multimodal.runtime.watch import Normalization
+from multimodal.sinks import Sinks
 from search.budget import Cost, check_reachable
 from search.choice import MethodChoice
 from search.schedules import Schedules
@@ -112,12 +113,12 @@ class Space:
         if len(self.choices) > 1:
             name = trial.suggest_categorical(METHOD, [choice.name for choice in self.choices])
             choice, prefix = next(choice for choice in self.choices if choice.name == name), f"{name}."
-        method, merging = choice.suggest(trial, prefix)
+        method, merging, sinks = choice.suggest(trial, prefix)
         schedule = self._suggested_schedule(trial, self.schedules(choice), budget, prefix)
         positions = self.positions[0]
         if len(self.positions) > 1:
             positions = trial.suggest_categorical("positions", list(self.positions))
-        return self.config(budget, method, schedule, positions, merging)
+        return self.config(budget, method, schedule, positions, merging, sinks)
 
     def _suggested_schedule(
         self, trial: optuna.trial.BaseTrial, schedules: Schedules, budget: float, prefix: str
@@ -140,6 +141,7 @@ class Space:
         schedule: Sequence[PruningStep],
         positions: Any,
         merging: MergingRule | None = None,
+        sinks: Sinks = "kept",
     ) -> PruningConfig:
         """A config of this space: with the normalization of its model, and what it was asked to spend, and does."""
         return PruningConfig(
@@ -147,6 +149,7 @@ class Space:
             schedule=schedule,
             positions=positions,
             merging=merging,
+            sinks=sinks,
             image_mean=self.normalization[0],
             image_std=self.normalization[1],
             budget=Budget(measure=self.measure, asked=budget, met=self.cost(schedule)),
@@ -164,4 +167,6 @@ def flat_parameters(config: PruningConfig, mixed: bool = False) -> dict[str, Any
         flat[f"layer_{number}"], flat[f"keep_ratio_{number}"] = step.layer, step.keep_ratio
     if config.budget is not None:
         flat["budget"] = config.budget.asked
+    if config.sinks != "kept":
+        flat["sinks"] = config.sinks
     return flat | {"positions": config.positions}

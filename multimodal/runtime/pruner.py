@@ -117,7 +117,7 @@ class Pruner:
         self.config = config
         self.modules = modules_of(model)
         check_fits(self.modules, config)
-        self._requests = config.method.vision_requests
+        self._requests = config.vision_requests
         self._forward = _Forward()
         self._last: Prefill | None = None  # of any thread
 

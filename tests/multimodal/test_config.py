@@ -17,6 +17,7 @@ GOOD: dict[str, Any] = {
     "schedule": [{"layer": 0, "keep_ratio": 0.7233}, {"layer": 9, "keep_ratio": 0.7487}],
     "positions": "compact",
     "merging": None,
+    "sinks": "kept",
     "image_mean": [0.5, 0.4, 0.3],
     "image_std": [0.1, 0.2, 0.3],
     "model": {"id": "some/model", "revision": None, "architecture": "LlavaForConditionalGeneration", "layers": 28},

@@ -346,3 +346,15 @@ def test_a_search_of_curves_suggests_two_parameters():
     for trial, config in suggested(space(shape="sigmoid", steps=4)):
         assert {"midpoint", "steepness"} <= set(trial.params) and not any("share" in name for name in trial.params)
         assert len(config.schedule) == 4 and config.budget.met <= 0.25
+
+
+def test_what_becomes_of_sinks_is_searched_where_a_method_reads_attention():
+    of = space(
+        choices=[MethodChoice(name, sinks=("kept", "masked", "calibrated")) for name in ("vflowopt", "divprune")]
+    )
+    for trial, config in suggested(of, 0, 60):
+        asked = trial.params.get(f"{config.method.name}.sinks")
+        assert config.sinks == (asked or "kept") and (asked is None) == (config.method.name == "divprune")
+    requests = MethodChoice("vflowopt", {"vision_layer": -1}, sinks=("kept", "calibrated")).vision_requests
+    kept = ContextRelevance(-1, 0.05, 50)
+    assert set(requests) == {kept, ContextRelevance(-1, 0.05, 50, sinks="calibrated"), PatchEntropy(True)}
