@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
+from multimodal.adaptive import Adaptive
 from multimodal.errors import FlowpruneError, one_sentence
 from multimodal.evidence import Request, Statistic, VisionRequest
 from multimodal.families import Positions
@@ -97,6 +98,7 @@ class PruningConfig(_Strict):
         positions: ``compact`` re-numbers the tokens left after the step at layer 0; ``original`` keeps each token's
             own position. Inner steps always keep them.
         merging: a merging rule that takes the place of the method's own; None: the method's own.
+        adaptive: how keep ratios follow the image; None: every image keeps the same share.
         sinks: what becomes of attention sinks of the vision tower in whatever statistic of its attention the method
             reads: ``kept``, ``masked`` or ``calibrated`` (:class:`multimodal.evidence.Statistic`).
         image_mean, image_std: of the model's image processor; needed only by methods that look at pixels.
@@ -109,6 +111,7 @@ class PruningConfig(_Strict):
     positions: Positions = "original"
     merging: Annotated[SerializeAsAny[MergingRule], BeforeValidator(_merging)] | None = None
     sinks: Sinks = "kept"
+    adaptive: Adaptive | None = None
     image_mean: tuple[float, ...] | None = None
     image_std: tuple[float, ...] | None = None
     model: TunedModel | None = None

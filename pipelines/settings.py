@@ -158,6 +158,7 @@ class SearchSettings(_Group):
     positions: list[Positions] = Field(min_length=1)
     merging: list[str] = Field(min_length=1)
     sinks: list[Sinks] = Field(min_length=1)
+    adaptive: bool
     schedule: Shape
     sampler: Literal["auto", "gp", "tpe", "random"]
     startup: int = Field(ge=1)

@@ -256,6 +256,8 @@ class Pruner:
         """Prune a prompt; returns the text model's arguments that change."""
         forward, text, embeds = self._forward, self.modules.text_model, kwargs["inputs_embeds"]
         past = self._past(cache, embeds)
+        if self.config.adaptive is not None:
+            prompt = prompt.weighted(self.config.adaptive, embeds)
         reading = Prefill(self.modules.geometry, text.config, self.config, prompt, past, embeds.device)
         use_cache = kwargs.get("use_cache")
         if cache is None and (text.config.use_cache if use_cache is None else use_cache):
