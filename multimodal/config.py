@@ -70,11 +70,21 @@ class Budget(_Strict):
 
 
 class Provenance(_Strict):
-    """Where a config comes from."""
+    """Where a config comes from.
+
+    Args:
+        study, trial: the search, and which of its trials.
+        calibration_discrepancy: what the search minimised, mean over the calibration samples.
+        objective: what that is: ``discrepancy``, or ``kl`` of the next token's distribution.
+        heldout_discrepancy, heldout_digest: on samples that the search never saw, and their digest.
+        data_digest: of the calibration samples.
+        versions: of packages.
+    """
 
     study: str
     trial: int
     calibration_discrepancy: float
+    objective: Literal["discrepancy", "kl"] = "discrepancy"
     heldout_discrepancy: float | None = None
     heldout_digest: str | None = None
     data_digest: str

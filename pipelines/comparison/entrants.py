@@ -26,14 +26,16 @@ class Entrant:
     """One method at one budget.
 
     Args:
+        name: what it is called.
         settings: as ``stages=[search]`` would have them.
         space: what a search would suggest from.
-        published: the method's config without a search, on budget.
+        published: the method's config without a search, on budget; None for a mixture, which only a search makes.
     """
 
+    name: str
     settings: Settings
     space: Space
-    published: PruningConfig
+    published: PruningConfig | None
 
 
 def enter(settings: Settings, opened: OpenedModel) -> tuple[list[Entrant], dict[str, str]]:
@@ -61,9 +63,11 @@ def enter(settings: Settings, opened: OpenedModel) -> tuple[list[Entrant], dict[
                 except BudgetUnreachableError as error:
                     left_out[f"{method} at {budget:g}"] = str(error)
                     continue
-                published = untuned_config(own, space)
-                _try(opened, inputs[0], published)
-                entrants.append(Entrant(own, space, published))
+                published = None
+                if own.method.untuned is not None:
+                    published = untuned_config(own, space)
+                    _try(opened, inputs[0], published)
+                entrants.append(Entrant(method, own, space, published))
         except FlowpruneError as error:
             if settings.compare.methods != ["all"]:
                 raise

@@ -6,11 +6,10 @@ from itertools import chain
 
 import optuna
 
-from search.study import best_trials, discrepancy, done_trials, spent
+from search.study import best_trials, discrepancy, done_trials, objective_name, spent
 from search.tracking.facts import RUN
 from search.tracking.store import LOST, open_store
 
-COLUMNS = ["tags.`state`", *(f"metrics.`{name}`" for name in ("discrepancy", "discrepancy_estimated", "retention"))]
 LOCAL_UI = "http://127.0.0.1:5000"
 
 
@@ -46,11 +45,13 @@ def trials_view(study: optuna.Study, run: str) -> tuple[str, str]:
         The experiment's tag that holds it, as the UI's own "share view" writes it, and its value.
     """
     named = (trial.user_attrs["parameters"] for trial in done_trials(study))
+    name = objective_name(study)
+    columns = ["tags.`state`", *(f"metrics.`{metric}`" for metric in (name, f"{name}_estimated", "retention"))]
     view = {
         "searchFilter": f"tags.kind = 'trial' and tags.`mlflow.parentRunId` = '{run}'",
-        "orderByKey": "metrics.`discrepancy`",
+        "orderByKey": f"metrics.`{name}`",
         "orderByAsc": True,
-        "selectedColumns": COLUMNS + [f"params.`{name}`" for name in dict.fromkeys(chain.from_iterable(named))],
+        "selectedColumns": columns + [f"params.`{each}`" for each in dict.fromkeys(chain.from_iterable(named))],
     }
     return f"mlflow.sharedViewState.{run}", json.dumps(view)
 
