@@ -141,7 +141,7 @@ def _distances(opened: OpenedModel, hidden: Tensor, reference: Tensor) -> dict[s
     """How far hidden states ``[N, C]`` are from the unpruned ones, sample by sample."""
     device = opened.modules.text_model.device
     hidden, reference = hidden.to(device), reference.to(device)
-    kl = next_token_kl(hidden, reference, opened.model.get_output_embeddings())
+    kl = next_token_kl(hidden, reference, opened.modules)
     return {"discrepancies": discrepancy_of(hidden, reference).tolist(), "divergences": kl.tolist()}
 
 

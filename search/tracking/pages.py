@@ -30,11 +30,16 @@ def trials_page(uri: str, study: optuna.Study) -> str | None:
         experiment = open_store(uri).get_run(run_id).info.experiment_id
     except LOST:
         return None
-    base = re.sub(r"//[^/]*@", "//", uri).rstrip("/") if uri.startswith("http") else LOCAL_UI
-    return f"{base}/{_trials_route(experiment, run_id)}"
+    return f"{ui_of(uri)}/{runs_route(experiment, run_id)}"
 
 
-def _trials_route(experiment: str, run: str) -> str:
+def ui_of(uri: str) -> str:
+    """Address of a store's UI, without credentials; of a local database, what ``mlflow ui`` serves."""
+    return re.sub(r"//[^/]*@", "//", uri).rstrip("/") if uri.startswith("http") else LOCAL_UI
+
+
+def runs_route(experiment: str, run: str) -> str:
+    """Where in the UI the view of a run is that has the runs below it in one table."""
     return f"#/experiments/{experiment}/runs?viewStateShareKey={run}&workflowType=machine_learning"
 
 
@@ -59,7 +64,7 @@ def trials_view(study: optuna.Study, run: str) -> tuple[str, str]:
 def note(study: optuna.Study, experiment: str, run: str) -> str:
     """A study's description in Markdown: where its trials are, which is best, and how to use it."""
     done = done_trials(study)
-    lines = [f"[All trials in one table, least discrepancy first]({_trials_route(experiment, run)})", ""]
+    lines = [f"[All trials in one table, least discrepancy first]({runs_route(experiment, run)})", ""]
     for best in best_trials(study).values():
         of = f"{len(done)} trials at {spent(best).measure} {spent(best).met:.4g}"
         lines += [f"Best of {of}: trial {best.number}, discrepancy {discrepancy(best):.4f}.", ""]
