@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
+from multimodal.adaptive import Adaptive
 from multimodal.errors import FlowpruneError, one_sentence
 from multimodal.evidence import Request, Statistic, VisionRequest
 from multimodal.families import Positions
@@ -69,11 +70,21 @@ class Budget(_Strict):
 
 
 class Provenance(_Strict):
-    """Where a config comes from."""
+    """Where a config comes from.
+
+    Args:
+        study, trial: the search, and which of its trials.
+        calibration_discrepancy: what the search minimised, mean over the calibration samples.
+        objective: what that is: ``discrepancy``, or ``kl`` of the next token's distribution.
+        heldout_discrepancy, heldout_digest: on samples that the search never saw, and their digest.
+        data_digest: of the calibration samples.
+        versions: of packages.
+    """
 
     study: str
     trial: int
     calibration_discrepancy: float
+    objective: Literal["discrepancy", "kl"] = "discrepancy"
     heldout_discrepancy: float | None = None
     heldout_digest: str | None = None
     data_digest: str
@@ -97,6 +108,7 @@ class PruningConfig(_Strict):
         positions: ``compact`` re-numbers the tokens left after the step at layer 0; ``original`` keeps each token's
             own position. Inner steps always keep them.
         merging: a merging rule that takes the place of the method's own; None: the method's own.
+        adaptive: how keep ratios follow the image; None: every image keeps the same share.
         sinks: what becomes of attention sinks of the vision tower in whatever statistic of its attention the method
             reads: ``kept``, ``masked`` or ``calibrated`` (:class:`multimodal.evidence.Statistic`).
         image_mean, image_std: of the model's image processor; needed only by methods that look at pixels.
@@ -109,6 +121,7 @@ class PruningConfig(_Strict):
     positions: Positions = "original"
     merging: Annotated[SerializeAsAny[MergingRule], BeforeValidator(_merging)] | None = None
     sinks: Sinks = "kept"
+    adaptive: Adaptive | None = None
     image_mean: tuple[float, ...] | None = None
     image_std: tuple[float, ...] | None = None
     model: TunedModel | None = None

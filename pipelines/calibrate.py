@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from multimodal.evidence import joined
+from multimodal.evidence import VisionRequest, joined
 from pipelines.choices import method_choices
 from pipelines.console import console, progress_bar
 from pipelines.data import Part, Sample, data_digest, load_samples
@@ -43,10 +43,19 @@ def run(settings: Settings) -> Calibration:
     return calibration
 
 
-def observed(settings: Settings, samples: Sequence[Sample], part: Part) -> Calibration:
-    """The samples as the unpruned model saw them, from the cache or into it."""
+def observed(
+    settings: Settings, samples: Sequence[Sample], part: Part, also: Sequence[VisionRequest] = ()
+) -> Calibration:
+    """The samples as the unpruned model saw them, from the cache or into it.
+
+    Args:
+        settings: of the run, whose methods say what must be seen.
+        samples: images and questions.
+        part: of the data that they are.
+        also: what else must be seen, of a config beyond the search's ranges.
+    """
     choices = method_choices(settings)
-    requests = joined(each for choice in choices for each in choice.vision_requests)
+    requests = joined([*(each for choice in choices for each in choice.vision_requests), *also])
     keep_inputs = any(choice.prunes_tower for choice in choices)
     opened = open_model(settings.model)
     data = data_digest(samples)

@@ -52,9 +52,13 @@ def run(settings: Settings) -> Comparison:
     bench = Bench(settings, opened, load_samples(settings.data, "heldout", settings.seed))
     unpruned = measure_unpruned(bench)
     smaller = {budget: measure_downscaled(bench, unpruned, budget, share) for budget, share in _shares(entrants)}
-    pruned = [measure_pruned(bench, unpruned, each.settings, PUBLISHED, each.published) for each in entrants]
+    pruned = [
+        measure_pruned(bench, unpruned, each.name, each.settings, PUBLISHED, each.published)
+        for each in entrants
+        if each.published is not None
+    ]
     if settings.compare.tuned:
-        pruned += [_tuned(bench, unpruned, each.settings) for each in entrants]
+        pruned += [_tuned(bench, unpruned, each) for each in entrants if settings.compare.tunes(each.name)]
     comparison = summarise(
         unpruned,
         smaller,
@@ -78,9 +82,10 @@ def _shares(entrants: list[Entrant]) -> list[tuple[float, float]]:
     return list(found.items())
 
 
-def _tuned(bench: Bench, unpruned: Measured, own: Settings) -> Measured:
-    console.print(f"[bold]{label(own.method.name, TUNED)}[/], {own.budget.measure} {own.budget.budgets[0]:g}")
-    return measure_pruned(bench, unpruned, own, TUNED, tune(own), own.search.trials)
+def _tuned(bench: Bench, unpruned: Measured, entrant: Entrant) -> Measured:
+    own = entrant.settings
+    console.print(f"[bold]{label(entrant.name, TUNED)}[/], {own.budget.measure} {own.budget.budgets[0]:g}")
+    return measure_pruned(bench, unpruned, entrant.name, own, TUNED, tune(own), own.search.trials)
 
 
 def _conclude(

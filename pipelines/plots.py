@@ -10,7 +10,7 @@ import optuna
 from matplotlib.axes import Axes
 from optuna.trial import FrozenTrial
 
-from search.study import discrepancy, done_trials, stopped_early
+from search.study import discrepancy, done_trials, objective_name, stopped_early
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -43,7 +43,7 @@ def plot_search(study: optuna.Study, path: Path) -> None:
     )
     so_far = list(accumulate(map(discrepancy, complete), min))
     history.step([t.number for t in complete], so_far, where="post", color=ORANGE, label="best so far")
-    history.set(xlabel="trial", ylabel="discrepancy", yscale="log", title=study.study_name)
+    history.set(xlabel="trial", ylabel=objective_name(study).replace("_", " "), yscale="log", title=study.study_name)
     history.legend(frameon=False)
 
     draw_schedules(schedules, study, sorted(complete, key=discrepancy)[:5])

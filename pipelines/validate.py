@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -16,6 +16,7 @@ from rich.table import Table
 
 from multimodal import PruningConfig, prune
 from pipelines.calibrate import observed
+from pipelines.comparison.statistics import by_kind
 from pipelines.console import console
 from pipelines.contenders import TUNED, UNPRUNED, contenders
 from pipelines.data import Sample, load_samples
@@ -52,7 +53,7 @@ class Row:
     discrepancy: float
     agreement: float
     accuracy: float | None
-    accuracy_by_kind: dict[str, float]
+    accuracy_by_kind: Mapping[str, float]
     speed_up: float
     lead: tuple[float, float]
 
@@ -114,7 +115,7 @@ def _rows(
             discrepancy=0.0 if config is None else mean(objective.evaluate(config)),
             agreement=mean(a == u for a, u in zip(answers[name], answers[UNPRUNED], strict=True)),
             accuracy=mean(graded) if graded else None,
-            accuracy_by_kind=_by_kind(right[name], samples) if graded else {},
+            accuracy_by_kind=by_kind(graded, [sample.kind for sample in samples if sample.answer is not None]),
             speed_up=seconds[UNPRUNED] / seconds[name],
             lead=_paired(right[TUNED], right[name]),
         )
@@ -132,14 +133,6 @@ def _prefill_seconds(objective: Objective, configs: Mapping[str, PruningConfig |
         for name, config in configs.items():
             watch.time(name, partial(prefill, config))
     return watch.medians()
-
-
-def _by_kind(right: Sequence[bool], samples: Sequence[Sample]) -> dict[str, float]:
-    kinds = defaultdict(list)
-    for ok, sample in zip(right, samples, strict=True):
-        if sample.kind is not None and sample.answer is not None:
-            kinds[sample.kind].append(ok)
-    return {kind: mean(found) for kind, found in sorted(kinds.items())}
 
 
 def _paired(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[float, float]:

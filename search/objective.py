@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 from transformers import Cache
 
@@ -66,6 +66,7 @@ class Batch:
         )
 
 
+SOFTCAP = "final_logit_softcapping"  # of a config: the largest size of a logit
 Measure = Callable[[Tensor, Tensor], Tensor]  # pruned and unpruned hidden states [B, C] -> one number each [B]
 
 
@@ -82,25 +83,27 @@ def discrepancy_of(hidden: Tensor, reference: Tensor) -> Tensor:
     return 1 - torch.cosine_similarity(hidden.float(), reference.float(), dim=-1)
 
 
-def next_token_kl(hidden: Tensor, reference: Tensor, head: nn.Module) -> Tensor:
+def next_token_kl(hidden: Tensor, reference: Tensor, modules: Modules) -> Tensor:
     """Kullback–Leibler divergence, in nats, of the pruned model's next-token distribution from the unpruned one's.
 
     Args:
         hidden: of the pruned model ``[B, C]``.
         reference: of the unpruned one ``[B, C]``.
-        head: the model's, from a hidden state to logits.
+        modules: of the model, whose head makes logits of hidden states.
 
     Returns:
         ``[B]``.
     """
+    head, cap = modules.model.get_output_embeddings(), getattr(modules.text_model.config, SOFTCAP, None)
     dtype = next(head.parameters()).dtype
-    pruned, unpruned = (head(each.to(dtype)).float().log_softmax(-1) for each in (hidden, reference))
+    logits = [head(each.to(dtype)).float() for each in (hidden, reference)]
+    pruned, unpruned = ((each if cap is None else cap * (each / cap).tanh()).log_softmax(-1) for each in logits)
     return (unpruned.exp() * (unpruned - pruned)).sum(-1)
 
 
 def measure_named(name: str, modules: Modules) -> Measure:
     """What a search minimises: ``discrepancy`` or ``kl``."""
-    return partial(next_token_kl, head=modules.model.get_output_embeddings()) if name == "kl" else discrepancy_of
+    return partial(next_token_kl, modules=modules) if name == "kl" else discrepancy_of
 
 
 class Objective:
@@ -131,7 +134,7 @@ class Objective:
         self._measure = measure
         prompts = [(sample.layouts, int((~sample.is_visual).sum())) for sample in samples]
         self.samples = len(samples)
-        self.workload = Workload(modules.text_model.config, prompts)
+        self.workload = Workload(modules.text_model.config, prompts, lambda: [each.varieties for each in samples])
         by_length = sorted(range(len(samples)), key=lambda number: len(samples[number].embeds))
         groups = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
         random.Random(seed).shuffle(groups)
@@ -140,7 +143,7 @@ class Objective:
 
     def shares(self, config: PruningConfig) -> dict[str, float]:
         """Retention, and prefill FLOPs and KV bytes as shares of the unpruned model's, over all samples."""
-        return asdict(self.workload.shares(config.schedule))
+        return asdict(self.workload.adapted(config.adaptive).shares(config.schedule))
 
     @torch.inference_mode()
     def evaluate(

@@ -13,6 +13,8 @@ from multimodal import FlowpruneError
 from multimodal.config import Budget
 from search.sampler import make_sampler
 
+OBJECTIVES = {"discrepancy": "discrepancy", "kl": "next_token_kl"}  # what tables and tracking call each
+
 
 def digest(description: Mapping[str, Any]) -> str:
     """A short digest of plain data, to tell whether two searches or caches are the same."""
@@ -64,7 +66,7 @@ def open_study(
     plain = json.loads(json.dumps(settings, default=str))
     if known is None:
         study.set_user_attr("settings", plain)
-        study.set_metric_names(["discrepancy", "spent"][:objectives])  # what optuna-dashboard calls them
+        study.set_metric_names([objective_name(study), "spent"][:objectives])  # what optuna-dashboard calls them
     elif known != plain:
         changed = sorted(key for key in known.keys() | plain.keys() if known.get(key) != plain.get(key))
         was = ", ".join(f"{key} was {known.get(key)} and is {plain.get(key)}" for key in changed)
@@ -88,8 +90,13 @@ def outcome(trial: FrozenTrial) -> str:
 
 
 def discrepancy(trial: FrozenTrial) -> float:
-    """Of a trial that is done; an early-stopped one's is an estimate."""
+    """Of a trial that is done, or what else its study minimises; an early-stopped one's is an estimate."""
     return float(trial.values[0])
+
+
+def objective_name(study: optuna.Study) -> str:
+    """What tables and tracking call that which a study minimises."""
+    return OBJECTIVES[study.user_attrs.get("settings", {}).get("objective", "discrepancy")]
 
 
 def spent(trial: FrozenTrial) -> Budget:

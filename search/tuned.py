@@ -28,6 +28,7 @@ def tuned_config(study: optuna.Study, trial: FrozenTrial) -> PruningConfig:
                 study=study.study_name,
                 trial=trial.number,
                 calibration_discrepancy=discrepancy(trial),
+                objective=settings.get("objective", "discrepancy"),
                 data_digest=settings["data"],
                 versions=VERSIONS,
             ),

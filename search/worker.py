@@ -17,7 +17,7 @@ from search.objective import Objective
 from search.queue import claim, fill, put_back
 from search.reaper import Reaper, heartbeat, whoami
 from search.space import Space, flat_parameters
-from search.study import best_trial, discrepancy
+from search.study import best_trial, discrepancy, objective_name
 
 CRASHES = 3  # trials in a row that end with an error, after which a worker gives up
 
@@ -54,7 +54,7 @@ def run_worker(
         on_start(trial)
         config = space.suggest(trial)
         note(trial, config=config.model_dump(mode="json"), parameters=flat_parameters(config, len(space.choices) > 1))
-        note(trial, **objective.shares(config))
+        note(trial, **objective.shares(config), objective=objective_name(study))
         if space.measure == "latency_ms":
             note(trial, latency_ms=space.cost(config.schedule))
         reported = 0

@@ -16,21 +16,35 @@ Variant = Literal["unpruned", "downscaled", "published", "tuned"]
 UNPRUNED, DOWNSCALED, PUBLISHED, TUNED = cast(tuple[Variant, ...], ("unpruned", "downscaled", "published", "tuned"))
 NONE, DOWNSCALE, RANDOM = "none", "downscale", "random"
 ALWAYS = (NONE, DOWNSCALE)  # what every comparison measures, whether it is named or not
+SPECIAL = {"custom", "mixed", *ALWAYS}  # files that are no method of their own
 FOLDER = "compare"
+_FILES = resources.files("conf") / "method"
 
 
 def methods_of(settings: Settings) -> list[str]:
-    """Names of the methods that are compared, random tokens among them, which all must beat.
+    """Names of what is compared, random tokens among them, which all must beat.
 
     Raises:
         FlowpruneError: one is not known.
     """
     asked = settings.compare.methods
-    named = sorted(Method.registry) if asked == ["all"] else list(dict.fromkeys(asked))
+    named = every_method() if asked == ["all"] else list(dict.fromkeys(asked))
     named = [name for name in named if name not in ALWAYS]
     for name in named:
-        method_named(name)
-    return named if RANDOM in named else [*named, RANDOM]
+        own = method_settings(settings, name)
+        for method in own.among or [own.name]:
+            method_named(method)
+    found = named if RANDOM in named else [*named, RANDOM]
+    tuned = settings.compare.tuned
+    if isinstance(tuned, list) and (missing := [name for name in tuned if name not in found]):
+        raise FlowpruneError(f"compare.tuned names {missing[0]}, which is not compared: add it to compare.methods.")
+    return found
+
+
+def every_method() -> list[str]:
+    """All methods that are registered, and those of conf/method that are one of them with other parameters."""
+    files = {Path(file.name).stem for file in _FILES.iterdir() if file.name.endswith(".yaml")}
+    return sorted((set(Method.registry) | files) - SPECIAL)
 
 
 def budgets_of(settings: Settings) -> list[float]:
@@ -58,11 +72,11 @@ def method_settings(settings: Settings, name: str) -> MethodSettings:
 
     Args:
         settings: of the run.
-        name: of the method.
+        name: of the method, or of its YAML.
     """
+    file = _FILES / f"{name}.yaml"
     if settings.method.name == name:
         return settings.method
-    file = resources.files("conf") / "method" / f"{name}.yaml"
     if not file.is_file():
         return MethodSettings(name=name, fixed={}, ranges={}, untuned=Untuned(parameters={}, places=[0.0], ratios=[]))
     found = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")), resolve=True)
@@ -75,15 +89,18 @@ def at_budget(settings: Settings, geometry: Geometry, name: str, budget: float) 
     Args:
         settings: of the run.
         geometry: of the model, which bounds the pruning steps.
-        name: of the method.
+        name: of the method, or of its YAML.
         budget: in the run's measure.
     """
     measure = settings.budget.measure
     short = f"{budget:g}" if measure == "retention" else f"{measure}-{budget:g}"
-    steps = min(settings.search.steps, most_steps(geometry, name))
+    method = method_settings(settings, name)
+    steps = settings.search.steps
+    if not method.among:
+        steps = min(steps, most_steps(geometry, method.name))
     return settings.model_copy(
         update={
-            "method": method_settings(settings, name),
+            "method": method,
             "budget": BudgetSettings.model_validate({"name": short, measure: budget}),
             "search": settings.search.model_copy(update={"name": short, "pareto": False, "steps": steps}),
             "study": f"{settings.compare.name}-{name}-{short}",

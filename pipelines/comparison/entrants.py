@@ -26,14 +26,16 @@ class Entrant:
     """One method at one budget.
 
     Args:
+        name: what it is called.
         settings: as ``stages=[search]`` would have them.
         space: what a search would suggest from.
-        published: the method's config without a search, on budget.
+        published: the method's config without a search, on budget; None for a mixture, which only a search makes.
     """
 
+    name: str
     settings: Settings
     space: Space
-    published: PruningConfig
+    published: PruningConfig | None
 
 
 def enter(settings: Settings, opened: OpenedModel) -> tuple[list[Entrant], dict[str, str]]:
@@ -57,13 +59,15 @@ def enter(settings: Settings, opened: OpenedModel) -> tuple[list[Entrant], dict[
             for budget in budgets_of(settings):
                 own = at_budget(settings, geometry, method, budget)
                 try:
-                    space = make_space(own, geometry, workload, opened.normalization)
+                    space = make_space(_equal_shares(own), geometry, workload, opened.normalization)
                 except BudgetUnreachableError as error:
                     left_out[f"{method} at {budget:g}"] = str(error)
                     continue
-                published = untuned_config(own, space)
-                _try(opened, inputs[0], published)
-                entrants.append(Entrant(own, space, published))
+                published = None
+                if own.method.untuned is not None:
+                    published = untuned_config(own, space)
+                    _try(opened, inputs[0], published)
+                entrants.append(Entrant(method, own, space, published))
         except FlowpruneError as error:
             if settings.compare.methods != ["all"]:
                 raise
@@ -71,6 +75,11 @@ def enter(settings: Settings, opened: OpenedModel) -> tuple[list[Entrant], dict[
     if not entrants:
         raise FlowpruneError(f"No method can take part: {next(iter(left_out.values()))}")
     return entrants, left_out
+
+
+def _equal_shares(settings: Settings) -> Settings:
+    """The same without budgets that adapt, which no published config has."""
+    return settings.model_copy(update={"search": settings.search.model_copy(update={"adaptive": False})})
 
 
 def tune(settings: Settings) -> PruningConfig:

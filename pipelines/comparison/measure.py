@@ -8,8 +8,9 @@ from torch import Tensor
 
 from multimodal import PruningConfig
 from multimodal.costs import estimate
+from multimodal.evidence import TowerScore
 from multimodal.runtime.report import SampleReport
-from pipelines.calibrate import Calibration, observed
+from pipelines.calibrate import observed
 from pipelines.comparison.bench import Bench
 from pipelines.comparison.contenders import DOWNSCALE, DOWNSCALED, NONE, UNPRUNED, Variant, label
 from pipelines.comparison.downscale import downscaled
@@ -84,6 +85,7 @@ def measure_downscaled(bench: Bench, unpruned: Measured, budget: float, share: f
 def measure_pruned(
     bench: Bench,
     unpruned: Measured,
+    method: str,
     own: Settings,
     variant: Variant,
     config: PruningConfig,
@@ -94,19 +96,22 @@ def measure_pruned(
     Args:
         bench: what is measured with.
         unpruned: its measurement.
-        own: settings of the contender.
+        method: what the contender is called.
+        own: its settings.
         variant: published or tuned.
         config: how it prunes.
         trials: that its search had.
     """
     [budget] = own.budget.budgets
-    identity = bench.identity(own.method.name, variant, budget, config)
+    identity = bench.identity(method, variant, budget, config)
     if (found := known(identity, bench.folder)) is not None:
         return found
-    opened, cached = bench.opened, _heldout(bench, own)
+    opened = bench.opened
+    also = [each for each in config.method.vision_requests if not isinstance(each, TowerScore)]
+    cached = observed(own, bench.samples, "heldout", also)
     objective = Objective(opened.modules, cached.samples, own.search.batch_size, own.seed)
     hidden, reference = objective.hidden_states(config)
-    name = f"{label(own.method.name, variant)}, at {budget:g}"
+    name = f"{label(method, variant)} at {budget:g}"
     answers, reports = answer_all(opened, bench.samples, config, name)
     before, seconds = seconds_to_first_token(
         opened.model, bench.timed, bench.timed, config, bench.settings.compare.repeats
@@ -131,16 +136,12 @@ def _kept(bench: Bench, measured: Measured) -> Measured:
     return measured
 
 
-def _heldout(bench: Bench, own: Settings) -> Calibration:
-    return observed(own, bench.samples, "heldout")
-
-
 @torch.inference_mode()
 def _distances(opened: OpenedModel, hidden: Tensor, reference: Tensor) -> dict[str, Any]:
     """How far hidden states ``[N, C]`` are from the unpruned ones, sample by sample."""
     device = opened.modules.text_model.device
     hidden, reference = hidden.to(device), reference.to(device)
-    kl = next_token_kl(hidden, reference, opened.model.get_output_embeddings())
+    kl = next_token_kl(hidden, reference, opened.modules)
     return {"discrepancies": discrepancy_of(hidden, reference).tolist(), "divergences": kl.tolist()}
 
 

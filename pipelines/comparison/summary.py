@@ -106,14 +106,14 @@ def _rows(contenders: Sequence[Measured], tests: _Tests, subset: _Subset | None)
     }
     rows = []
     for number, measured in enumerate(contenders):
-        others = [scores[other] for other in racing if other != number]
-        rival = max(others, key=lambda score: float(score.mean()), default=None)
+        others = [other for other in racing if other != number]
+        rival = max(others, key=lambda other: (float(scores[other].mean()), _speed_up(contenders[other])), default=None)
         baseline = random.get(measured.identity.variant, random.get(PUBLISHED))
         if measured.identity.method == RANDOM:
             baseline = None
         leads = [
             None if against is None else tests.bootstrap.interval(scores[number] - against)
-            for against in (baseline, rival)
+            for against in (baseline, None if rival is None else scores[rival])
         ]
         rows.append(_row(measured, tests, subset, leads[0], leads[1], best.get(number)))
     return rows
@@ -142,13 +142,17 @@ def _row(
         kinds=by_kind(scores.tolist(), tests.kinds),
         hard=None if subset is None else subset.interval(measured),
         milliseconds=1000 * measured.seconds,
-        speed_up=measured.unpruned_seconds / measured.seconds,
+        speed_up=_speed_up(measured),
         over_random=over_random,
         over_other=over_other,
         best_share=best_share,
         trials=measured.trials,
         remark=measured.remark,
     )
+
+
+def _speed_up(measured: Measured) -> float:
+    return measured.unpruned_seconds / measured.seconds
 
 
 def _predictors(budgets: Mapping[float, Sequence[Row]]) -> dict[str, dict[str, float | None]]:

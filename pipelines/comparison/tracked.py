@@ -26,7 +26,7 @@ def track(settings: Settings, comparison: Comparison, files: Sequence[Path]) -> 
     entries = [_entry(settings, comparison, row) for row in comparison.rows]
     tracking = settings.tracking
     try:
-        log_comparison(
+        address = log_comparison(
             tracking.uri,
             tracking.experiment,
             None if tracking.artifacts is None else Path(tracking.artifacts),
@@ -37,6 +37,8 @@ def track(settings: Settings, comparison: Comparison, files: Sequence[Path]) -> 
         )
     except FlowpruneError as error:
         console.print(f"[yellow]{escape(str(error))}[/]")
+    else:
+        console.print(f"in the MLflow UI: {address}", soft_wrap=True, highlight=False)
 
 
 def _entry(settings: Settings, comparison: Comparison, row: Row) -> Entry:

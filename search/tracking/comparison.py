@@ -1,5 +1,6 @@
 """A comparison's MLflow runs: one parent, and one child a contender. A comparison of the same name replaces it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,11 @@ from mlflow.tracking import MlflowClient
 from multimodal import FlowpruneError
 from search.credentials import masked
 from search.study import digest
+from search.tracking.pages import runs_route, ui_of
 from search.tracking.store import LOST, find_experiment, open_store, reason
 
+PARAMS = ("method", "variant", "budget")
+METRICS = ("heldout_accuracy", "lead_over_random", "hard_accuracy", "discrepancy", "retention", "kv_share", "speed_up")
 CONTENT = "comparison_digest"  # the tag that tells whether there is anything new
 
 
@@ -32,7 +36,7 @@ def log_comparison(
     words: str,
     entries: Sequence[Entry],
     files: Sequence[Path],
-) -> None:
+) -> str:
     """Make MLflow hold a comparison as it is now; runs of an earlier state are deleted.
 
     Args:
@@ -44,12 +48,18 @@ def log_comparison(
         entries: the contenders.
         files: kept with the parent run.
 
+    Returns:
+        Address of the UI's page that has the contenders in one table, the most accurate first.
+
     Raises:
         FlowpruneError: the store does not take it.
     """
     try:
         client = open_store(uri)
-        _log(client, _experiment(client, experiment, artifacts), name, words, entries, files)
+        number = _experiment(client, experiment, artifacts)
+        run = _log(client, number, name, words, entries, files)
+        client.set_experiment_tag(number, f"mlflow.sharedViewState.{run}", _view(run))
+        return f"{ui_of(uri)}/{runs_route(number, run)}"
     except LOST as error:
         raise FlowpruneError(
             f"MLflow at {masked(uri)} did not take the comparison ({reason(error)}): the same command logs it when it "
@@ -67,11 +77,13 @@ def _experiment(client: MlflowClient, name: str, artifacts: Path | None) -> str:
 
 def _log(
     client: MlflowClient, experiment: str, name: str, words: str, entries: Sequence[Entry], files: Sequence[Path]
-) -> None:
+) -> str:
+    """Make the runs, unless they are there; returns the parent's id."""
     content = digest({"words": words, "entries": [vars(entry) for entry in entries]})
     known = client.search_runs([experiment], f"tags.kind = 'comparison' and tags.comparison = '{name}'")
-    if any(run.data.tags.get(CONTENT) == content and run.info.status == "FINISHED" for run in known):
-        return
+    for run in known:
+        if run.data.tags.get(CONTENT) == content and run.info.status == "FINISHED":
+            return str(run.info.run_id)
     for run in known:
         for child in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"):
             client.delete_run(child.info.run_id)
@@ -92,3 +104,16 @@ def _log(
     for path in files:
         client.log_artifact(parent.info.run_id, str(path))
     client.set_terminated(parent.info.run_id, "FINISHED")
+    return str(parent.info.run_id)
+
+
+def _view(run: str) -> str:
+    """Which runs the table has, in which order, with which columns, as the UI's own "share view" writes it."""
+    columns = [f"params.`{name}`" for name in PARAMS] + [f"metrics.`{name}`" for name in METRICS]
+    view = {
+        "searchFilter": f"tags.kind = 'contender' and tags.`mlflow.parentRunId` = '{run}'",
+        "orderByKey": f"metrics.`{METRICS[0]}`",
+        "orderByAsc": False,
+        "selectedColumns": columns,
+    }
+    return json.dumps(view)

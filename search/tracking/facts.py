@@ -22,7 +22,8 @@ def trial_metrics(trial: FrozenTrial) -> dict[str, float]:
     """A trial's few figures; an early-stopped one's discrepancy is an estimate and has a name of its own."""
     metrics: dict[str, float] = {}
     if trial.state == TrialState.COMPLETE:
-        metrics["discrepancy_estimated" if stopped_early(trial) else "discrepancy"] = discrepancy(trial)
+        name = trial.user_attrs.get("objective", "discrepancy")
+        metrics[f"{name}_estimated" if stopped_early(trial) else name] = discrepancy(trial)
     if trial.duration is not None:
         metrics["seconds"] = trial.duration.total_seconds()
     return metrics | {name: float(trial.user_attrs[name]) for name in FIGURES if name in trial.user_attrs}

@@ -6,11 +6,10 @@ from itertools import chain
 
 import optuna
 
-from search.study import best_trials, discrepancy, done_trials, spent
+from search.study import best_trials, discrepancy, done_trials, objective_name, spent
 from search.tracking.facts import RUN
 from search.tracking.store import LOST, open_store
 
-COLUMNS = ["tags.`state`", *(f"metrics.`{name}`" for name in ("discrepancy", "discrepancy_estimated", "retention"))]
 LOCAL_UI = "http://127.0.0.1:5000"
 
 
@@ -31,11 +30,16 @@ def trials_page(uri: str, study: optuna.Study) -> str | None:
         experiment = open_store(uri).get_run(run_id).info.experiment_id
     except LOST:
         return None
-    base = re.sub(r"//[^/]*@", "//", uri).rstrip("/") if uri.startswith("http") else LOCAL_UI
-    return f"{base}/{_trials_route(experiment, run_id)}"
+    return f"{ui_of(uri)}/{runs_route(experiment, run_id)}"
 
 
-def _trials_route(experiment: str, run: str) -> str:
+def ui_of(uri: str) -> str:
+    """Address of a store's UI, without credentials; of a local database, what ``mlflow ui`` serves."""
+    return re.sub(r"//[^/]*@", "//", uri).rstrip("/") if uri.startswith("http") else LOCAL_UI
+
+
+def runs_route(experiment: str, run: str) -> str:
+    """Where in the UI the view of a run is that has the runs below it in one table."""
     return f"#/experiments/{experiment}/runs?viewStateShareKey={run}&workflowType=machine_learning"
 
 
@@ -46,11 +50,13 @@ def trials_view(study: optuna.Study, run: str) -> tuple[str, str]:
         The experiment's tag that holds it, as the UI's own "share view" writes it, and its value.
     """
     named = (trial.user_attrs["parameters"] for trial in done_trials(study))
+    name = objective_name(study)
+    columns = ["tags.`state`", *(f"metrics.`{metric}`" for metric in (name, f"{name}_estimated", "retention"))]
     view = {
         "searchFilter": f"tags.kind = 'trial' and tags.`mlflow.parentRunId` = '{run}'",
-        "orderByKey": "metrics.`discrepancy`",
+        "orderByKey": f"metrics.`{name}`",
         "orderByAsc": True,
-        "selectedColumns": COLUMNS + [f"params.`{name}`" for name in dict.fromkeys(chain.from_iterable(named))],
+        "selectedColumns": columns + [f"params.`{each}`" for each in dict.fromkeys(chain.from_iterable(named))],
     }
     return f"mlflow.sharedViewState.{run}", json.dumps(view)
 
@@ -58,7 +64,7 @@ def trials_view(study: optuna.Study, run: str) -> tuple[str, str]:
 def note(study: optuna.Study, experiment: str, run: str) -> str:
     """A study's description in Markdown: where its trials are, which is best, and how to use it."""
     done = done_trials(study)
-    lines = [f"[All trials in one table, least discrepancy first]({_trials_route(experiment, run)})", ""]
+    lines = [f"[All trials in one table, least discrepancy first]({runs_route(experiment, run)})", ""]
     for best in best_trials(study).values():
         of = f"{len(done)} trials at {spent(best).measure} {spent(best).met:.4g}"
         lines += [f"Best of {of}: trial {best.number}, discrepancy {discrepancy(best):.4f}.", ""]

@@ -18,6 +18,7 @@ GOOD: dict[str, Any] = {
     "positions": "compact",
     "merging": None,
     "sinks": "kept",
+    "adaptive": None,
     "image_mean": [0.5, 0.4, 0.3],
     "image_std": [0.1, 0.2, 0.3],
     "model": {"id": "some/model", "revision": None, "architecture": "LlavaForConditionalGeneration", "layers": 28},

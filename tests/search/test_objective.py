@@ -12,7 +12,7 @@ from multimodal import FlowpruneError, PruningConfig, prune
 from multimodal.evidence import ContextRelevance, PatchEntropy
 from multimodal.families import modules_of
 from search.calibration import CalibrationSample, observe_sample
-from search.objective import Objective
+from search.objective import Objective, discrepancy_of, measure_named
 
 CONFIGS = {
     "original": config(vision_layer=-2),
@@ -170,3 +170,36 @@ def test_a_method_that_prunes_inside_the_tower_is_tried_with_the_tower(name, met
     assert max(of.evaluate(config(name="divprune"))) > 0  # the same samples serve other methods
     with pytest.raises(FlowpruneError, match="hold no pixels, which a method that prunes inside the tower needs"):
         objective(name).evaluate(chosen)
+
+
+@models
+def test_next_token_kl_equals_the_models_own_logits(name, attention):
+    model, chosen = tiny(name, attention), fitting(tiny(name, attention), CONFIGS["compact"])
+    expected = []
+    for inputs in inputs_of(name, attention):
+        full = model(**inputs).logits[0, -1].double().log_softmax(-1).numpy()
+        with prune(model, chosen):
+            pruned = model(**inputs).logits[0, -1].double().log_softmax(-1).numpy()
+        expected.append(float(np.sum(np.exp(full) * (full - pruned))))
+    assert max(expected) > 1e-6 and min(expected) > -1e-6
+    modules = modules_of(model)
+    searched = Objective(modules, observed(name, attention), 2, 0, measure_named("kl", modules))
+    np.testing.assert_allclose(
+        [searched.evaluate(chosen)[searched.order.index(n)] for n in range(5)], expected, atol=2e-6
+    )
+    hidden, reference = searched.hidden_states(chosen)  # in the samples' own order
+    np.testing.assert_allclose(
+        discrepancy_of(hidden, reference), slow_discrepancies(name, attention, chosen), atol=2e-5
+    )
+
+
+def test_a_search_that_ends_early_leaves_the_model_as_it_was():
+    class Enough(Exception):
+        pass
+
+    def stop(_: list[float]) -> None:
+        raise Enough
+
+    for _ in range(2):  # the second would find the model being pruned
+        with pytest.raises(Enough):
+            objective(batch_size=1).evaluate(CONFIGS["compact"], stop)
