@@ -1,16 +1,20 @@
 """The exported pruning config: what to prune, how, and where the numbers came from. Plain JSON, validated."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
+from multimodal.adaptive import Adaptive
 from multimodal.errors import FlowpruneError, one_sentence
+from multimodal.evidence import Request, Statistic, VisionRequest
 from multimodal.families import Positions
 from multimodal.merging import MergingRule, make_merging
 from multimodal.methods import Method, VisualTokens, make_method
 from multimodal.selection import Selection
+from multimodal.sinks import Sinks
 
 FILE_NAME = "pruning.json"
 SCHEMA_VERSION = 1
@@ -104,6 +108,9 @@ class PruningConfig(_Strict):
         positions: ``compact`` re-numbers the tokens left after the step at layer 0; ``original`` keeps each token's
             own position. Inner steps always keep them.
         merging: a merging rule that takes the place of the method's own; None: the method's own.
+        adaptive: how keep ratios follow the image; None: every image keeps the same share.
+        sinks: what becomes of attention sinks of the vision tower in whatever statistic of its attention the method
+            reads: ``kept``, ``masked`` or ``calibrated`` (:class:`multimodal.evidence.Statistic`).
         image_mean, image_std: of the model's image processor; needed only by methods that look at pixels.
         model, budget, provenance: what the config was tuned for, under, and by; None when written by hand.
     """
@@ -113,6 +120,8 @@ class PruningConfig(_Strict):
     schedule: tuple[PruningStep, ...] = Field(min_length=1)
     positions: Positions = "original"
     merging: Annotated[SerializeAsAny[MergingRule], BeforeValidator(_merging)] | None = None
+    sinks: Sinks = "kept"
+    adaptive: Adaptive | None = None
     image_mean: tuple[float, ...] | None = None
     image_std: tuple[float, ...] | None = None
     model: TunedModel | None = None
@@ -140,6 +149,15 @@ class PruningConfig(_Strict):
                 "choose nearest or clusters."
             )
         return self
+
+    def seen_as(self, request: Request) -> Request:
+        """What is answered where the method asks for something."""
+        return replace(request, sinks=self.sinks) if isinstance(request, Statistic) else request
+
+    @property
+    def vision_requests(self) -> list[VisionRequest]:
+        """What of the method's evidence the vision tower answers."""
+        return [each for own in self.method.evidence if isinstance(each := self.seen_as(own), VisionRequest)]
 
     def reduce(self, tokens: VisualTokens, count: int) -> Selection:
         """What a step leaves of each image: the method's choice, merged by the config's rule or by its own."""

@@ -3,7 +3,7 @@
 import functools
 import operator
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PretrainedConfig
 
+from multimodal.adaptive import Adaptive
 from multimodal.config import PruningConfig, PruningStep
+from multimodal.errors import FlowpruneError
 from multimodal.layout import Layout
 from multimodal.plan import make_plan, visual_tokens_by_layer
 
@@ -138,9 +140,18 @@ class Workload:
     Args:
         text_config: of the language model.
         prompts: (layouts of the images, tokens that are not visual) of each.
+        read_varieties: tells those of the images of each (:func:`multimodal.adaptive.variety`), once a budget adapts;
+            None: they are not known.
     """
 
-    def __init__(self, text_config: PretrainedConfig, prompts: Sequence[tuple[Sequence[Layout], int]]) -> None:
+    def __init__(
+        self,
+        text_config: PretrainedConfig,
+        prompts: Sequence[tuple[Sequence[Layout], int]],
+        read_varieties: Callable[[], Sequence[Sequence[float]]] | None = None,
+    ) -> None:
+        self._read_varieties = read_varieties
+        self._prompts = prompts
         kinds = Counter((tuple(layouts), text_tokens) for layouts, text_tokens in prompts)
         self.layers: int = text_config.num_hidden_layers
         self.layouts = list(dict.fromkeys(layout for layouts, _ in kinds for layout in layouts))
@@ -149,6 +160,28 @@ class Workload:
         self._images = np.array([[layouts.count(layout) for layout in self.layouts] for layouts, _ in kinds])
         self._text_tokens = np.array([text_tokens for _, text_tokens in kinds])
         self._full = self._costs(())
+
+    @functools.cached_property
+    def varieties(self) -> Sequence[Sequence[float]]:
+        """What the images of each prompt have to see.
+
+        Raises:
+            FlowpruneError: it is not known.
+        """
+        if self._read_varieties is None:
+            raise FlowpruneError("A budget that adapts needs the images' embeddings: run stages=[calibrate] first.")
+        return self._read_varieties()
+
+    def adapted(self, adaptive: Adaptive | None) -> "Workload":
+        """The same prompts, their images with what each may keep; ``None``: the same share each.
+
+        Raises:
+            FlowpruneError: what the images have to see is not known.
+        """
+        if adaptive is None:
+            return self
+        pairs = zip(self._prompts, self.varieties, strict=True)
+        return Workload(self._text_config, [(adaptive.weighted(own, seen), text) for (own, text), seen in pairs])
 
     def tokens_by_layer(self, schedule: Sequence[PruningStep]) -> NDArray[np.int64]:
         """Prompt tokens that each layer sees, text included, by kind of prompt ``[layers, kinds]``."""

@@ -15,6 +15,7 @@ GREY_LEVELS = 256
 CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 26}  # attention weights formed at once: near a cache, or few launches
 EXACT_SETS = 64  # up to this size a ranked table holds every query set, beyond it one in every 2.5 %
 GROWTH = 1.025
+BETA = 0.4  # of its weight that a calibrated sink keeps
 
 
 def patch_entropy(image: Tensor, patch_size: int) -> Tensor:
@@ -52,22 +53,25 @@ def grey_entropy(pixels: Tensor) -> Tensor:
     return torch.special.entr(zeros.scatter_add_(-1, grey, share)).sum(-1) / math.log(2)
 
 
-def attention_received(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
+def attention_received(queries: Tensor, keys: Tensor, scaling: float, sinks: Tensor | None = None) -> Tensor:
     """Column means of the head-mean softmax attention: how much each token is looked at.
 
     Args:
         queries: ``[..., heads, N, d]``.
         keys: ``[..., key heads, N, d]``; heads must be a multiple of key heads (grouped-query attention).
         scaling: factor on the dot products.
+        sinks: see :func:`attention_chunks`.
 
     Returns:
         ``[..., N]``, float32, summing to 1.
     """
-    parts = [attention.sum((-3, -2)) for attention in _attention_chunks(queries, keys, scaling)]
+    parts = [attention.sum((-3, -2)) for attention in attention_chunks(queries, keys, scaling, sinks)]
     return functools.reduce(torch.add, parts) / (queries.shape[-3] * queries.shape[-2])
 
 
-def context_relevance(queries: Tensor, keys: Tensor, threshold: float, scaling: float) -> Tensor:
+def context_relevance(
+    queries: Tensor, keys: Tensor, threshold: float, scaling: float, sinks: Tensor | None = None
+) -> Tensor:
     """VFlowOpt's context relevance (arXiv 2508.05211, §3.2): what the most looked-at tokens look at.
 
     The query set is every token whose received attention exceeds ``threshold`` times the mean; the relevance is the
@@ -78,6 +82,7 @@ def context_relevance(queries: Tensor, keys: Tensor, threshold: float, scaling: 
         keys: ``[..., key heads, N, d]``.
         threshold: t, in multiples of the mean received attention.
         scaling: factor on the dot products.
+        sinks: where the rows are calibrated (:func:`attention_chunks`); the query set is not.
 
     Returns:
         ``[..., N]``, float32, summing to 1.
@@ -86,7 +91,7 @@ def context_relevance(queries: Tensor, keys: Tensor, threshold: float, scaling: 
     values, rows = _most_received(received, largest_query_set(received.shape[-1], threshold))
     weights = (values > threshold * received.mean(-1, keepdim=True)).float()
     weights[..., 0] = 1.0  # in the set anyway, unless it is empty
-    return weighted_attention(_rows(queries, rows), keys, scaling, weights / weights.sum(-1, keepdim=True))
+    return weighted_attention(_rows(queries, rows), keys, scaling, weights / weights.sum(-1, keepdim=True), sinks)
 
 
 def largest_query_set(tokens: int, threshold: float) -> int:
@@ -102,13 +107,16 @@ def query_set_sizes(tokens: int, threshold: float) -> list[int]:
     return sizes
 
 
-def ranked_relevance(queries: Tensor, keys: Tensor, scaling: float, received: Tensor, threshold: float) -> Tensor:
+def ranked_relevance(
+    queries: Tensor, keys: Tensor, scaling: float, received: Tensor, threshold: float, sinks: Tensor | None = None
+) -> Tensor:
     """Context relevance for every threshold from a lowest one on: a table by the query set's size.
 
     Args:
         queries, keys, scaling: as in :func:`context_relevance`.
         received: :func:`attention_received` of them ``[..., N]``.
         threshold: the lowest.
+        sinks: see :func:`attention_chunks`; ``received`` is not calibrated.
 
     Returns:
         Mean attention row of the s most-received tokens, for each s of :func:`query_set_sizes` ``[..., sizes, N]``.
@@ -116,7 +124,7 @@ def ranked_relevance(queries: Tensor, keys: Tensor, scaling: float, received: Te
     sizes = query_set_sizes(received.shape[-1], threshold)
     _, order = _most_received(received, sizes[-1])
     table, total, first = [], torch.zeros_like(received).unsqueeze(-2), 0
-    for attention in _attention_chunks(_rows(queries, order), keys, scaling):
+    for attention in attention_chunks(_rows(queries, order), keys, scaling, sinks):
         sums = total + attention.mean(-3).cumsum(-2)
         last = first + sums.shape[-2]
         table += [sums[..., size - 1 - first, :] / size for size in sizes if first < size <= last]
@@ -145,7 +153,9 @@ def relevance_from_table(table: Tensor, received: Tensor, lowest: float, thresho
     return torch.lerp(sums[0], sums[1], beyond.float()) / size
 
 
-def weighted_attention(queries: Tensor, keys: Tensor, scaling: float, weights: Tensor) -> Tensor:
+def weighted_attention(
+    queries: Tensor, keys: Tensor, scaling: float, weights: Tensor, sinks: Tensor | None = None
+) -> Tensor:
     """Weighted sum, over query rows, of the head-mean softmax attention, in chunks of rows.
 
     Args:
@@ -153,12 +163,13 @@ def weighted_attention(queries: Tensor, keys: Tensor, scaling: float, weights: T
         keys: ``[..., key heads, N, d]``.
         scaling: factor on the dot products.
         weights: ``[..., rows]``.
+        sinks: see :func:`attention_chunks`.
 
     Returns:
         ``[..., N]``, float32.
     """
     parts, first = [], 0
-    for attention in _attention_chunks(queries, keys, scaling):
+    for attention in attention_chunks(queries, keys, scaling, sinks):
         own = weights[..., first : first + attention.shape[-2]].float()
         parts.append((attention.mean(-3) * own.unsqueeze(-1)).sum(-2))
         first += attention.shape[-2]
@@ -205,9 +216,39 @@ def _all_heads(queries: Tensor, keys: Tensor) -> Tensor:
     return keys if keys.shape[-3] == heads else keys.repeat_interleave(heads // keys.shape[-3], dim=-3)
 
 
-def _attention_chunks(queries: Tensor, keys: Tensor, scaling: float) -> Iterator[Tensor]:
-    """Softmax attention ``[..., heads, rows, N]`` of one chunk of query rows after the other."""
+def attention_chunks(
+    queries: Tensor, keys: Tensor, scaling: float, sinks: Tensor | None = None, causal: bool = False
+) -> Iterator[Tensor]:
+    """Softmax attention ``[..., heads, rows, N]`` of one chunk of query rows after the other, float32.
+
+    Args:
+        queries: ``[..., heads, rows, d]``.
+        keys: ``[..., key heads, N, d]``.
+        scaling: factor on the dot products.
+        sinks: where attention is calibrated ``[..., heads, N]`` (:func:`calibrated`); None: nowhere.
+        causal: whether query i sees no token after i.
+    """
     keys = _all_heads(queries, keys).transpose(-1, -2)
     elements = CHUNK_ELEMENTS.get(queries.device.type, CHUNK_ELEMENTS["cpu"])
+    first, tokens = 0, torch.arange(keys.shape[-1], device=keys.device)
     for rows in (queries * scaling).split(max(1, elements // keys[..., 0, :].numel()), dim=-2):
-        yield (rows @ keys).softmax(-1, dtype=torch.float32)
+        logits = rows @ keys
+        if causal:
+            later = tokens > tokens[first : first + rows.shape[-2]].unsqueeze(-1)
+            logits = logits.masked_fill(later, -torch.inf)
+        first += rows.shape[-2]
+        attention = logits.softmax(-1, dtype=torch.float32)
+        yield attention if sinks is None else calibrated(attention, sinks)
+
+
+def calibrated(attention: Tensor, sinks: Tensor) -> Tensor:
+    """ACT (ICML 2024, arXiv 2406.15765): sinks keep β of their weight, the others share the rest in proportion.
+
+    Args:
+        attention: rows ``[..., heads, rows, N]`` that sum to 1.
+        sinks: True at the sinks of each head ``[..., heads, N]``.
+    """
+    column = sinks.unsqueeze(-2)
+    taken = (attention * column).sum(-1, keepdim=True)
+    others = (1 - taken).clamp(min=torch.finfo(attention.dtype).eps)
+    return attention * torch.where(column, BETA, 1 + (1 - BETA) * taken / others)

@@ -21,6 +21,7 @@ class Layout:
         image_size: (height, width) of the image before it was cut into tiles, or of what of it the tower sees, where
             packing must know; else None.
         video: whether the grids are the frames of a video.
+        keep_weight: factor on the keep ratio of its first step, where budgets adapt (:mod:`multimodal.adaptive`).
     """
 
     grids: tuple[tuple[int, int], ...]
@@ -28,6 +29,7 @@ class Layout:
     views: tuple[int, ...] = ()
     image_size: tuple[int, int] | None = None
     video: bool = False
+    keep_weight: float = 1.0
 
     @property
     def patch_tokens(self) -> int:

@@ -21,11 +21,16 @@ def kept_count(layout: Layout, keep_ratio: float, left: int) -> int:
     return min(left, max(len(layout.newlines) + 1, math.floor(keep_ratio * left + 0.5)))
 
 
+def step_ratio(layout: Layout, step: PruningStep, number: int) -> float:
+    """The keep ratio of one image's n-th step, counted from 0: the first follows the image where budgets adapt."""
+    return step.keep_ratio if number else min(step.keep_ratio * layout.keep_weight, 1.0)
+
+
 def kept_counts(layout: Layout, schedule: Sequence[PruningStep]) -> list[int]:
     """Visual tokens of one image that are left after each step, newline tokens included."""
     left, counts = layout.visual_tokens, []
-    for step in schedule:
-        left = kept_count(layout, step.keep_ratio, left)
+    for number, step in enumerate(schedule):
+        left = kept_count(layout, step_ratio(layout, step, number), left)
         counts.append(left)
     return counts
 

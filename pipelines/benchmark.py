@@ -79,7 +79,7 @@ def _subject(settings: Settings) -> _Subject:
         chosen = load_samples(few, "heldout", settings.seed)
         inputs = [dict(build_inputs(opened, [sample])) for sample in chosen]
     config = _config(settings, modules, inputs, normalization)
-    requests = config.method.vision_requests
+    requests = config.vision_requests
     samples = [observe_sample(modules, each, requests, normalization) for each in inputs]
     calibration = samples
     if settings.model.weights == "pretrained":
@@ -132,7 +132,7 @@ def _measure_prompt(subject: _Subject, number: int, repeats: int) -> dict[str, f
     objective = Objective(modules, [subject.samples[number]], batch_size=1, seed=0)
     batch = objective.batches[0].to(device)
     peaks: dict[str, float] = {}
-    requests = config.method.vision_requests
+    requests = config.vision_requests
     layouts = [image.layout for image in batch.prompt.images]
     prompt = replace(batch.prompt, evidence=token_evidence(geometry, requests, layouts, batch.evidence))
 

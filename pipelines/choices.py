@@ -10,9 +10,10 @@ def method_choices(settings: Settings) -> list[MethodChoice]:
     Raises:
         FlowpruneError: an unknown method or merging rule, or rules that do not fit.
     """
-    method, mergings = settings.method, settings.search.merging
+    method, mergings, sinks = settings.method, settings.search.merging, settings.search.sinks
     if not method.among:
-        return [MethodChoice(method.name, method.fixed, method.ranges, mergings)]
+        return [MethodChoice(method.name, method.fixed, method.ranges, mergings, sinks)]
     return [
-        MethodChoice(name, method.fixed.get(name, {}), method.ranges.get(name, {}), mergings) for name in method.among
+        MethodChoice(name, method.fixed.get(name, {}), method.ranges.get(name, {}), mergings, sinks)
+        for name in method.among
     ]

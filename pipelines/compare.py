@@ -58,7 +58,7 @@ def run(settings: Settings) -> Comparison:
         if each.published is not None
     ]
     if settings.compare.tuned:
-        pruned += [_tuned(bench, unpruned, each) for each in entrants]
+        pruned += [_tuned(bench, unpruned, each) for each in entrants if settings.compare.tunes(each.name)]
     comparison = summarise(
         unpruned,
         smaller,

@@ -11,12 +11,22 @@ from PIL import Image
 from torch import Tensor
 
 from multimodal import PruningConfig, prune
-from multimodal.evidence import PatchEntropy, ReceivedAttention, Request, joined, token_evidence
+from multimodal.evidence import (
+    AttentionSinks,
+    PatchEntropy,
+    ReceivedAttention,
+    Request,
+    TowerScore,
+    VisionRequest,
+    joined,
+    token_evidence,
+)
 from multimodal.layout import Layout
 from multimodal.methods import VisualTokens
 from multimodal.plan import kept_counts
 from multimodal.recycling import cells_of
 from multimodal.runtime.report import SampleReport
+from multimodal.runtime.sinks import language_sinks
 from pipelines.data import Sample
 from pipelines.opened import OpenedModel
 from pipelines.pictures import draw_image, draw_kept, draw_map, grid_maps, place_on_grids, save_panels
@@ -51,22 +61,25 @@ def overlay_panels(
         name: above the image.
     """
     inputs, geometry = build_inputs(opened, [sample]), opened.modules.geometry
-    own = config.method.vision_requests
-    shown = {"entropy (bits)": PatchEntropy()} | {
-        f"attention received, layer {layer}": ReceivedAttention(layer)
-        for layer in sorted({layer for request in own for layer in request.attention_layers})
-    }
-    seen = observe_sample(opened.modules, inputs, joined([*shown.values(), *own]), opened.normalization)
+    own = config.vision_requests
+    shown: dict[str, VisionRequest] = {"entropy (bits)": PatchEntropy()}
+    for layer in sorted({layer for request in own for layer in request.attention_layers}):
+        shown[f"attention received, layer {layer:g}"] = ReceivedAttention(layer)
+        shown[f"sinks of the tower, layer {layer:g}"] = AttentionSinks(layer)
+    asked = [request for request in own if not isinstance(request, TowerScore)]  # which the tower answers as it is
+    seen = observe_sample(opened.modules, inputs, joined([*shown.values(), *asked]), opened.normalization)
     with prune(opened.model, config) as pruner:
         opened.modules.base(**inputs, use_cache=False)
         report = pruner.report[0]
     layout = seen.layouts[0]
-    answers = token_evidence(geometry, [*shown.values(), *own], seen.layouts, seen.evidence)
+    answers = token_evidence(geometry, [*shown.values(), *asked], seen.layouts, seen.evidence)
     by_patch: dict[Request, Tensor] = {request: own[0][layout.patch_index] for request, own in answers.items()}
     maps = {title: grid_maps(by_patch[request], layout) for title, request in shown.items()}
-    tokens = _tokens(seen, layout, by_patch)
-    at_once = len(own) == len(config.method.evidence)  # what it looks at is there before the language model
-    if config.method.scores and own and at_once:
+    sinks = language_sinks(opened.modules, inputs)[seen.visual_index(0)[layout.patch_index]]
+    maps["sinks of the language model"] = grid_maps(sinks, layout)
+    tokens = _tokens(seen, layout, config, by_patch)
+    at_once = len(asked) == len(config.method.evidence)  # what it looks at is there before the language model
+    if config.method.scores and asked and at_once:
         maps[f"importance, {config.method.name}"] = grid_maps(config.method.score(tokens)[0], layout)
     steps = _steps(config, seen, layout, report)
     panels: list[list[Callable[[Axes], None]]] = []
@@ -98,14 +111,16 @@ def _views(pixels: Tensor, layout: Layout, image: Image.Image) -> list[Image.Ima
     return [image.resize((width, height)), *[image] * (len(layout.grids) - 1)]
 
 
-def _tokens(seen: CalibrationSample, layout: Layout, by_patch: Mapping[Request, Tensor]) -> VisualTokens:
+def _tokens(
+    seen: CalibrationSample, layout: Layout, config: PruningConfig, by_patch: Mapping[Request, Tensor]
+) -> VisualTokens:
     """An image's prunable tokens before the language model, as a method sees them."""
     return VisualTokens(
         0,
         layout,
         torch.arange(layout.patch_tokens).unsqueeze(0),
         lambda: seen.embeds[seen.visual_index(0)][layout.patch_index].unsqueeze(0),
-        lambda request: by_patch[request].unsqueeze(0),
+        lambda request: by_patch[config.seen_as(request)].unsqueeze(0),
     )
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from multimodal import FlowpruneError
 from multimodal.config import Measure, Positions
 from multimodal.errors import one_sentence
+from multimodal.sinks import Sinks
 
 Stage = Literal[
     "calibrate",
@@ -156,6 +157,8 @@ class SearchSettings(_Group):
     steps: int = Field(ge=1)
     positions: list[Positions] = Field(min_length=1)
     merging: list[str] = Field(min_length=1)
+    sinks: list[Sinks] = Field(min_length=1)
+    adaptive: bool
     schedule: Shape
     sampler: Literal["auto", "gp", "tpe", "random"]
     startup: int = Field(ge=1)
@@ -274,7 +277,7 @@ class CompareSettings(_Group):
     name: str = Field(min_length=1)
     methods: list[str] = Field(min_length=1)
     budgets: list[float] | None
-    tuned: bool
+    tuned: bool | list[str]
     timed: int = Field(ge=1)
     repeats: int = Field(ge=1)
     bootstrap: int = Field(ge=100)
@@ -284,6 +287,10 @@ class CompareSettings(_Group):
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    def tunes(self, method: str) -> bool:
+        """Whether a method is searched, too."""
+        return method in self.tuned if isinstance(self.tuned, list) else self.tuned
 
     @field_validator("budgets", mode="before")
     @classmethod

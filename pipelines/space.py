@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from multimodal import FlowpruneError
+from multimodal.adaptive import reference_of
 from multimodal.costs import Workload
 from multimodal.families import Geometry
 from multimodal.methods import method_named
@@ -19,7 +20,7 @@ from pipelines.console import console
 from pipelines.opened import OpenedModel
 from pipelines.settings import BudgetSettings, Settings
 from pipelines.storage import known_study
-from search.budget import share_of
+from search.budget import Cost, share_of
 from search.latency import Latency, device_name, measure_latency
 from search.space import Space
 from search.study import digest
@@ -56,17 +57,24 @@ def make_space(
     measure = settings.budget.measure
     if measure == "latency_ms" and latency is None:
         raise FlowpruneError("budget.latency_ms needs a search first: run stages=[search], or choose another budget.")
+    seen = [each for images in workload.varieties for each in images] if settings.search.adaptive else []
+
+    def cost_of(own: Workload) -> Cost:
+        return share_of(own, measure) if latency is None else partial(latency.predict, own)
+
     return Space(
         choices=method_choices(settings),
         measure=measure,
         budgets=settings.budget.budgets,
-        cost=share_of(workload, measure) if latency is None else partial(latency.predict, workload),
+        cost=cost_of(workload),
         steps=settings.search.steps,
         layers=workload.layers,
         positions=positions,
         normalization=normalization,
         shape=settings.search.schedule,
         first_inner_layer=max(1, geometry.deepstack_layers),
+        adapted=(lambda adaptive: cost_of(workload.adapted(adaptive))) if seen else None,
+        reference=reference_of(seen) if seen else 1.0,
     )
 
 

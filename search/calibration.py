@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from multimodal import FlowpruneError
+from multimodal.adaptive import varieties
 from multimodal.evidence import VisionEvidence, VisionRequest
 from multimodal.families import Modules
 from multimodal.layout import Layout
@@ -66,6 +67,12 @@ class CalibrationSample:
     def visual_index(self, image: int) -> Tensor:
         """Index of the visual tokens of one of :attr:`layouts` ``[visual tokens]``."""
         return (self.owner == image).nonzero()[:, 0]
+
+    @property
+    def varieties(self) -> list[float]:
+        """What each of :attr:`layouts` has to see (:func:`multimodal.adaptive.variety`)."""
+        own = enumerate(self.layouts)
+        return varieties([self.embeds[self.visual_index(image)[layout.patch_index]] for image, layout in own])
 
     def save(self, path: Path) -> None:
         """Write the file, so that a reader finds either all of it or nothing.

@@ -1,18 +1,19 @@
 """What of one method a search may change: its own parameters, and how what it prunes merges."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from pydantic import BaseModel
 
 from multimodal import FlowpruneError
-from multimodal.evidence import TowerScore, VisionRequest, joined
+from multimodal.evidence import Statistic, TowerScore, VisionRequest, joined
 from multimodal.merging import MergingRule, make_merging, merging_named
 from multimodal.methods import Method, SearchRange, make_method, method_named
 from multimodal.ranges import SearchChoice
+from multimodal.sinks import Sinks
 
 OWN = "own"  # the method's own merging rule
 
@@ -29,6 +30,7 @@ class MethodChoice:
         fixed: its parameters that are not searched.
         ranges: search ranges that replace its own, (low, high) by parameter.
         mergings: merging rules to choose among; ``own`` is the method's.
+        sinks: what may become of attention sinks (:class:`multimodal.PruningConfig`).
 
     Raises:
         FlowpruneError: there is no such method or rule, or none of the rules fits the method.
@@ -38,6 +40,7 @@ class MethodChoice:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     ranges: Ranges = field(default_factory=dict)
     mergings: Sequence[str] = (OWN,)
+    sinks: Sequence[Sinks] = ("kept",)
 
     def __post_init__(self) -> None:
         if not self.rules:
@@ -83,10 +86,12 @@ class MethodChoice:
             "fixed": dict(self.fixed),
             "parameters": {name: _plain(bounds) for name, bounds in self.parameters.items()},
         }
+        if list(self.sinks) != ["kept"]:
+            described["sinks"] = list(self.sinks)
         return described if list(self.mergings) == [OWN] else described | {"merging": list(self.mergings)}
 
-    def suggest(self, trial: optuna.trial.BaseTrial, prefix: str = "") -> tuple[Method, MergingRule | None]:
-        """The method and merging rule of a trial.
+    def suggest(self, trial: optuna.trial.BaseTrial, prefix: str = "") -> tuple[Method, MergingRule | None, Sinks]:
+        """The method of a trial, its merging rule and what becomes of sinks.
 
         Args:
             trial: which.
@@ -94,13 +99,16 @@ class MethodChoice:
         """
         values = _suggested(trial, self.kind, self.parameters, prefix)
         method = make_method({"name": self.name, **self.fixed, **values})
+        sinks = self.sinks[0]
+        if len(self.sinks) > 1 and any(isinstance(request, Statistic) for request in method.evidence):
+            sinks = cast(Sinks, trial.suggest_categorical(f"{prefix}sinks", list(self.sinks)))
         rule = self.rules[0]
         if len(self.rules) > 1:
             rule = trial.suggest_categorical(f"{prefix}merging", self.rules)
         if rule == OWN:
-            return method, None
+            return method, None, sinks
         own = _suggested(trial, merging_named(rule), self.merging_parameters(rule), f"{prefix}{rule}.")
-        return method, make_merging({"rule": rule, **own})
+        return method, make_merging({"rule": rule, **own}), sinks
 
     @property
     def prunes_tower(self) -> bool:
@@ -121,7 +129,11 @@ class MethodChoice:
         found: list[VisionRequest] = []
         for chosen in product(*values.values()):
             made = make_method({"name": self.name, **self.fixed, **dict(zip(values, chosen, strict=True))})
-            found = joined([*found, *(each for each in made.vision_requests if not isinstance(each, TowerScore))])
+            for request in made.vision_requests:
+                if isinstance(request, Statistic):
+                    found = joined([*found, *(replace(request, sinks=sinks) for sinks in self.sinks)])
+                elif not isinstance(request, TowerScore):
+                    found = joined([*found, request])
         return found
 
 

@@ -134,7 +134,7 @@ class Objective:
         self._measure = measure
         prompts = [(sample.layouts, int((~sample.is_visual).sum())) for sample in samples]
         self.samples = len(samples)
-        self.workload = Workload(modules.text_model.config, prompts)
+        self.workload = Workload(modules.text_model.config, prompts, lambda: [each.varieties for each in samples])
         by_length = sorted(range(len(samples)), key=lambda number: len(samples[number].embeds))
         groups = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
         random.Random(seed).shuffle(groups)
@@ -143,7 +143,7 @@ class Objective:
 
     def shares(self, config: PruningConfig) -> dict[str, float]:
         """Retention, and prefill FLOPs and KV bytes as shares of the unpruned model's, over all samples."""
-        return asdict(self.workload.shares(config.schedule))
+        return asdict(self.workload.adapted(config.adaptive).shares(config.schedule))
 
     @torch.inference_mode()
     def evaluate(
@@ -206,7 +206,7 @@ class Objective:
             cache: filled if given.
         """
         if pruner is not None:
-            requests = pruner.config.method.vision_requests
+            requests = pruner.config.vision_requests
             layouts = [image.layout for image in batch.prompt.images]
             answers = token_evidence(self.modules.geometry, requests, layouts, batch.evidence)
             pruner.feed(replace(batch.prompt, evidence=answers))

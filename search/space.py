@@ -1,6 +1,6 @@
 """The search space: methods with their parameters, schedules and positions, all mapped onto the budget."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
@@ -8,12 +8,15 @@ from typing import Any, Literal
 import optuna
 
 from multimodal import PruningConfig, PruningStep
+from multimodal.adaptive import Adaptive
 from multimodal.config import Budget, Measure
 from multimodal.merging import MergingRule
 from multimodal.methods import Method
+from multimodal.ranges import SearchRange
 from multimodal.runtime.watch import Normalization
+from multimodal.sinks import Sinks
 from search.budget import Cost, check_reachable
-from search.choice import MethodChoice
+from search.choice import MethodChoice, declared_ranges
 from search.schedules import Schedules
 
 BUDGET = "budget"  # the parameter that says which of several budgets a trial has
@@ -43,6 +46,8 @@ class Space:
         positions: the choices.
         normalization: mean and standard deviation of the image processor.
         first_inner_layer: the first that a step inside the language model may come before.
+        adapted: the cost where budgets adapt, whose strength is then searched; None: every image keeps the same share.
+        reference: variety of an image that keeps its equal share then.
         shape: ``steps``: the layer and keep ratio of each is searched; ``sigmoid``: steps lie evenly over the layers,
             and the midpoint and steepness of a curve are searched.
     """
@@ -57,6 +62,8 @@ class Space:
     normalization: Normalization
     first_inner_layer: int = 1
     shape: Shape = "steps"
+    adapted: Callable[[Adaptive], Cost] | None = None
+    reference: float = 1.0
 
     def __post_init__(self) -> None:
         for choice in self.choices:
@@ -68,13 +75,14 @@ class Space:
         """Whether some parameters are there only where others have some value."""
         return len(self.choices) > 1 or len(self.choices[0].rules) > 1
 
-    def schedules(self, choice: MethodChoice) -> Schedules:
-        """What schedules a method may have."""
+    def schedules(self, choice: MethodChoice, adaptive: Adaptive | None = None) -> Schedules:
+        """What schedules a method may have, where every image keeps the same share or budgets adapt."""
+        cost = self.cost if adaptive is None or self.adapted is None else self.adapted(adaptive)
         inside = choice.kind.first_layer > 0
         first = max(self.first_inner_layer, choice.kind.first_layer)
         most = self.layers - first + (not inside)
         steps = min(self.steps, most) if len(self.choices) > 1 else self.steps
-        return Schedules(self.cost, steps, self.layers, inside, first)
+        return Schedules(cost, steps, self.layers, inside, first)
 
     @property
     def guesses(self) -> list[dict[str, Any]]:
@@ -88,6 +96,8 @@ class Space:
         # a step that reads the layer before it spends what comes before: it begins early
         choices |= {f"place_{step}": [schedules.places // 2 if step else 0] for step in schedules.placed}
         choices |= {f"share_{step}": [SHARE] for step in range(schedules.steps - 1)}
+        if self.adapted is not None:
+            choices["strength"] = [0.0]
         choices[BUDGET] = range(len(self.budgets))
         return [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
 
@@ -102,6 +112,8 @@ class Space:
             "places": self.schedules(self.choices[0]).places,
             "positions": list(self.positions),
         }
+        if self.adapted is not None:
+            described["adaptive"] = self.reference
         return described if self.shape == "steps" else described | {"schedule": self.shape}
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> PruningConfig:
@@ -112,12 +124,26 @@ class Space:
         if len(self.choices) > 1:
             name = trial.suggest_categorical(METHOD, [choice.name for choice in self.choices])
             choice, prefix = next(choice for choice in self.choices if choice.name == name), f"{name}."
-        method, merging = choice.suggest(trial, prefix)
-        schedule = self._suggested_schedule(trial, self.schedules(choice), budget, prefix)
+        method, merging, sinks = choice.suggest(trial, prefix)
+        adaptive = self._suggested_adaptive(trial)
+        schedules = self.schedules(choice, adaptive)
+        schedule = self._suggested_schedule(trial, schedules, budget, prefix)
         positions = self.positions[0]
         if len(self.positions) > 1:
             positions = trial.suggest_categorical("positions", list(self.positions))
-        return self.config(budget, method, schedule, positions, merging)
+        found = self.config(budget, method, schedule, positions, merging, sinks)
+        if adaptive is None:
+            return found
+        met = Budget(measure=self.measure, asked=budget, met=schedules.cost(schedule))
+        return found.model_copy(update={"adaptive": adaptive, "budget": met})
+
+    def _suggested_adaptive(self, trial: optuna.trial.BaseTrial) -> Adaptive | None:
+        if self.adapted is None:
+            return None
+        bounds = declared_ranges(Adaptive)["strength"]
+        assert isinstance(bounds, SearchRange)
+        strength = trial.suggest_float("strength", bounds.low, bounds.high)
+        return Adaptive(strength=strength, reference=self.reference)
 
     def _suggested_schedule(
         self, trial: optuna.trial.BaseTrial, schedules: Schedules, budget: float, prefix: str
@@ -140,6 +166,7 @@ class Space:
         schedule: Sequence[PruningStep],
         positions: Any,
         merging: MergingRule | None = None,
+        sinks: Sinks = "kept",
     ) -> PruningConfig:
         """A config of this space: with the normalization of its model, and what it was asked to spend, and does."""
         return PruningConfig(
@@ -147,6 +174,7 @@ class Space:
             schedule=schedule,
             positions=positions,
             merging=merging,
+            sinks=sinks,
             image_mean=self.normalization[0],
             image_std=self.normalization[1],
             budget=Budget(measure=self.measure, asked=budget, met=self.cost(schedule)),
@@ -164,4 +192,8 @@ def flat_parameters(config: PruningConfig, mixed: bool = False) -> dict[str, Any
         flat[f"layer_{number}"], flat[f"keep_ratio_{number}"] = step.layer, step.keep_ratio
     if config.budget is not None:
         flat["budget"] = config.budget.asked
+    if config.sinks != "kept":
+        flat["sinks"] = config.sinks
+    if config.adaptive is not None:
+        flat["strength"] = config.adaptive.strength
     return flat | {"positions": config.positions}

@@ -11,11 +11,13 @@ from multimodal.evidence.request import LanguageRequest, Request, VisionRequest,
 from multimodal.evidence.tower import LayerAttention, TowerViews
 from multimodal.evidence.views import VisionEvidence, stacked, token_evidence
 from multimodal.evidence.vision import (
+    AttentionSinks,
     ClassAttention,
     ContextRelevance,
     GlobalAttention,
     PatchEntropy,
     ReceivedAttention,
+    Statistic,
     TowerScore,
     VisionFeatures,
     VisionKeys,
@@ -23,6 +25,7 @@ from multimodal.evidence.vision import (
 )
 
 __all__ = [
+    "AttentionSinks",
     "ClassAttention",
     "ContextRelevance",
     "GlobalAttention",
@@ -33,6 +36,7 @@ __all__ = [
     "PatchEntropy",
     "ReceivedAttention",
     "Request",
+    "Statistic",
     "TextEmbeddings",
     "TextStates",
     "TowerScore",

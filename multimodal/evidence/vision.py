@@ -1,7 +1,8 @@
 """Requests that the vision tower answers: attention by statistic and layer, keys, values, features, patch entropy."""
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
@@ -17,6 +18,7 @@ from multimodal.importance import (
     relevance_from_table,
     weighted_attention,
 )
+from multimodal.sinks import SINK, Sinks, column_means, sink_share
 
 ANSWER = "answer"
 
@@ -51,7 +53,31 @@ class _OfAttention(VisionRequest):
 
 
 @dataclass(frozen=True)
-class ContextRelevance(_OfAttention):
+class Statistic(_OfAttention):
+    """What patches are given by a layer's attention.
+
+    Args:
+        sinks: patches that receive more than ``SINK`` of the attention, on average: ``kept`` as they are; ``masked``:
+            their answer is 0; ``calibrated``: head by head, before the statistic is taken, as ACT does.
+    """
+
+    sinks: Sinks = field(default="kept", kw_only=True)
+
+    def _calibrated_at(self, compared: LayerAttention, class_tokens: int) -> Tensor | None:
+        """Where attention is calibrated ``[views, heads, tokens]``; class tokens, which are no patch, are spared."""
+        if self.sinks != "calibrated":
+            return None
+        found = column_means(compared.queries, compared.keys, compared.scaling) > SINK
+        found[..., :class_tokens] = False
+        return found
+
+    def _masked(self, answer: Tensor, received: Callable[[], Tensor]) -> Tensor:
+        """The answer ``[views, patches]``, of which ``received`` is what the patches are looked at."""
+        return answer.masked_fill(received() > SINK, 0) if self.sinks == "masked" else answer
+
+
+@dataclass(frozen=True)
+class ContextRelevance(Statistic):
     """:func:`multimodal.importance.context_relevance` of each patch; its threshold may be a range, for a search.
 
     Args:
@@ -63,57 +89,64 @@ class ContextRelevance(_OfAttention):
     threshold: float
     highest: float | None = None
 
+    def _alike(self, other: Request) -> bool:
+        return isinstance(other, ContextRelevance) and (other.layer, other.sinks) == (self.layer, self.sinks)
+
     def covers(self, other: Request) -> bool:
-        if not isinstance(other, ContextRelevance) or other.layer != self.layer or self.highest is None:
+        if not isinstance(other, ContextRelevance) or not self._alike(other) or self.highest is None:
             return self == other
         highest = other.threshold if other.highest is None else other.highest
         return self.threshold <= other.threshold and highest <= self.highest
 
     def joined(self, other: VisionRequest) -> VisionRequest | None:
-        if not isinstance(other, ContextRelevance) or other.layer != self.layer or self == other:
+        if not isinstance(other, ContextRelevance) or not self._alike(other) or self == other:
             return super().joined(other)
         ends = [end for each in (self, other) for end in (each.threshold, each.highest) if end is not None]
-        return ContextRelevance(self.layer, min(ends), max(ends))
+        return ContextRelevance(self.layer, min(ends), max(ends), sinks=self.sinks)
 
     def collect(self, seen: TowerViews) -> Stored:
-        own = seen.attention[self.layer]
+        own, skip = seen.attention[self.layer], seen.class_tokens
+        sinks = self._calibrated_at(own, skip)
         if self.highest is None:
-            found = context_relevance(own.queries, own.keys, self.threshold, own.scaling)
-            return {ANSWER: found[:, seen.class_tokens :]}
+            found = context_relevance(own.queries, own.keys, self.threshold, own.scaling, sinks)[:, skip:]
+            return {ANSWER: self._masked(found, lambda: _received(own, skip))}
         received = attention_received(own.queries, own.keys, own.scaling)
-        table = ranked_relevance(own.queries, own.keys, own.scaling, received, self.threshold)
-        return {"table": table[..., seen.class_tokens :], "received": received}
+        table = ranked_relevance(own.queries, own.keys, own.scaling, received, self.threshold, sinks)
+        return {"table": table[..., skip:], "received": received}
 
     def answer(self, stored: Stored, collected: VisionRequest) -> Tensor:
         if ANSWER in stored:
             return stored[ANSWER]
         assert isinstance(collected, ContextRelevance)
-        return relevance_from_table(stored["table"], stored["received"], collected.threshold, self.threshold)
+        table, received = stored["table"], stored["received"]
+        found = relevance_from_table(table, received, collected.threshold, self.threshold)
+        return self._masked(found, lambda: received[:, received.shape[1] - table.shape[-1] :])
 
 
 @dataclass(frozen=True)
-class ReceivedAttention(_Plain, _OfAttention):
+class ReceivedAttention(_Plain, Statistic):
     """What each patch receives: the column mean of the head-mean attention."""
 
     def of(self, seen: TowerViews) -> Tensor:
-        own = seen.attention[self.layer]
-        return attention_received(own.queries, own.keys, own.scaling)[:, seen.class_tokens :]
+        own, skip = seen.attention[self.layer], seen.class_tokens
+        found = _received(own, skip, self._calibrated_at(own, skip))
+        return self._masked(found, lambda: found)
 
 
 @dataclass(frozen=True)
-class ClassAttention(_Plain, _OfAttention):
+class ClassAttention(_Plain, Statistic):
     """What the class token looks at: its row of the head-mean attention."""
 
     def of(self, seen: TowerViews) -> Tensor:
         if not seen.class_tokens:
             raise FlowpruneError("This vision tower has no class token: choose a method that needs none.")
-        own = seen.attention[self.layer]
-        ones = own.queries.new_ones(len(own.queries), 1)
-        return weighted_attention(own.queries[..., :1, :], own.keys, own.scaling, ones)[:, seen.class_tokens :]
+        own, skip = seen.attention[self.layer], seen.class_tokens
+        found = _class_row(own, skip, self._calibrated_at(own, skip))
+        return self._masked(found, lambda: _received(own, skip))
 
 
 @dataclass(frozen=True)
-class GlobalAttention(_Plain, _OfAttention):
+class GlobalAttention(_Plain, Statistic):
     """What the tower as a whole looks at: :class:`ClassAttention`, or, in a tower without a class token,
     :class:`ReceivedAttention`, as VisionZip (arXiv 2412.04467, §3.2) proposes.
 
@@ -126,15 +159,22 @@ class GlobalAttention(_Plain, _OfAttention):
     heads: Literal["mean", "joined"] = "mean"
 
     def of(self, seen: TowerViews) -> Tensor:
-        own = seen.attention[self.layer]
-        queries, keys, scaling = own.queries, own.keys, own.scaling
+        own, skip = seen.attention[self.layer], seen.class_tokens
         if self.heads == "joined":
-            queries, keys = (part.transpose(-3, -2).flatten(-2).unsqueeze(-3) for part in (queries, keys))
-            scaling = queries.shape[-1] ** -0.5
-        if not seen.class_tokens:
-            return attention_received(queries, keys, scaling)
-        ones = queries.new_ones(len(queries), 1)
-        return weighted_attention(queries[..., :1, :], keys, scaling, ones)[:, seen.class_tokens :]
+            queries, keys = (part.transpose(-3, -2).flatten(-2).unsqueeze(-3) for part in (own.queries, own.keys))
+            own = LayerAttention(queries, keys, own.values, queries.shape[-1] ** -0.5)
+        sinks = self._calibrated_at(own, skip)
+        found = _class_row(own, skip, sinks) if skip else _received(own, skip, sinks)
+        return self._masked(found, lambda: _received(own, skip))
+
+
+@dataclass(frozen=True)
+class AttentionSinks(_Plain, _OfAttention):
+    """Share of the heads in which a patch is an attention sink (:func:`multimodal.sinks.sink_share`), for pictures."""
+
+    def of(self, seen: TowerViews) -> Tensor:
+        own = seen.attention[self.layer]
+        return sink_share(column_means(own.queries, own.keys, own.scaling), SINK)[:, seen.class_tokens :]
 
 
 @dataclass(frozen=True)
@@ -213,6 +253,16 @@ class TowerScore(_Plain):
         if seen.score is None:
             raise FlowpruneError("TowerScore needs a method that prunes inside the tower: give it a tower rule.")
         return seen.score[:, seen.class_tokens :]
+
+
+def _received(compared: LayerAttention, class_tokens: int, sinks: Tensor | None = None) -> Tensor:
+    return attention_received(compared.queries, compared.keys, compared.scaling, sinks)[:, class_tokens:]
+
+
+def _class_row(compared: LayerAttention, class_tokens: int, sinks: Tensor | None) -> Tensor:
+    """The class token's row, or, of class and register tokens, the first one's."""
+    ones, query = compared.queries.new_ones(len(compared.queries), 1), compared.queries[..., :1, :]
+    return weighted_attention(query, compared.keys, compared.scaling, ones, sinks)[:, class_tokens:]
 
 
 def _side_by_side(attention: LayerAttention, name: str, class_tokens: int) -> Tensor:

@@ -63,6 +63,7 @@ class Answers:
         Raises:
             FlowpruneError: nothing answers it.
         """
+        request = self._prefill.config.seen_as(request)
         if isinstance(request, VisionRequest):
             key = "evidence", request, group.images
             whole = self._prefill.memoised(key, lambda: self._of_patches(request, group))

@@ -39,7 +39,7 @@ def check_fits(modules: Modules, config: PruningConfig) -> None:
         raise FlowpruneError("positions 'compact' does not fit several rotary axes: set positions to 'original'.")
     if method.tower is not None:
         _ = geometry.view_patches  # refuses towers that patches cannot leave
-    requests = method.vision_requests
+    requests = config.vision_requests
     for request in requests:
         for layer in (*request.attention_layers, *request.feature_layers):
             geometry.vision_layer(layer)

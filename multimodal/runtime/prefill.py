@@ -15,7 +15,7 @@ from multimodal.errors import FlowpruneError
 from multimodal.evidence import LanguageAttention
 from multimodal.families import Geometry
 from multimodal.methods import Selection, VisualTokens
-from multimodal.plan import Plan, kept_count
+from multimodal.plan import Plan, kept_count, step_ratio
 from multimodal.runtime.answers import Answers, Compared
 from multimodal.runtime.group import Group, grouped
 from multimodal.runtime.ledger import Ledger
@@ -178,7 +178,8 @@ class Prefill(Reading):
 
     def _select(self, layer: int, group: Group, segment: Segment, hidden: Tensor) -> Selection:
         method, newlines = self.config.method, len(group.layout.newlines)
-        ratio = self.config.schedule[self._steps[layer]].keep_ratio
+        number = self._steps[layer]
+        ratio = step_ratio(group.layout, self.config.schedule[number], number)
         count = kept_count(group.layout, ratio, group.index.shape[1] + newlines) - newlines
 
         def features() -> Tensor:

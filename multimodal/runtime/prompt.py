@@ -1,7 +1,7 @@
 """Where a batch's images and videos are: read from token ids once, then plain arithmetic on the host."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from multimodal.adaptive import Adaptive, varieties
 from multimodal.errors import FlowpruneError
 from multimodal.evidence import VisionRequest
 from multimodal.families import Geometry
@@ -58,6 +59,18 @@ class Prompt:
         for image in self.images:
             is_visual[image.row, image.index] = True
         return is_visual
+
+    def weighted(self, adaptive: Adaptive, embeds: Tensor) -> "Prompt":
+        """The same, its images' layouts with what each may keep.
+
+        Args:
+            adaptive: how keep ratios follow the image.
+            embeds: input embeddings ``[B, L, C]``.
+        """
+        tokens = [embeds[image.row, torch.from_numpy(image.index[image.layout.patch_index])] for image in self.images]
+        layouts = adaptive.weighted([image.layout for image in self.images], varieties(tokens))
+        images = [replace(image, layout=layout) for image, layout in zip(self.images, layouts, strict=True)]
+        return replace(self, images=images)
 
     def plan(self, schedule: Sequence, layers: int) -> Plan:
         """The prompts under a schedule."""

@@ -1,22 +1,18 @@
 """``with prune(model, config):`` — hooks on a stock transformers model, gone on exit."""
 
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from weakref import WeakSet, ref
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from multimodal.config import PruningConfig
 from multimodal.errors import FlowpruneError
-from multimodal.evidence import LanguageAttention, LanguageVectors, VisionEvidence, token_evidence
+from multimodal.evidence import VisionEvidence, token_evidence
 from multimodal.families import modules_of
 from multimodal.layout import Layout
 from multimodal.runtime.answers import Compared
@@ -33,8 +29,10 @@ from multimodal.runtime.calls import (
     two_dimensional,
 )
 from multimodal.runtime.fitting import check_fits
+from multimodal.runtime.forward import Forward, Unlocated
 from multimodal.runtime.hooks import Hook
 from multimodal.runtime.ledger import Ledger
+from multimodal.runtime.lookahead import Looked, look_ahead, observed_layers
 from multimodal.runtime.prefill import Prefill
 from multimodal.runtime.prompt import Prompt, locate
 from multimodal.runtime.reading import Reading
@@ -76,36 +74,6 @@ def prune(model: PreTrainedModel, config: PruningConfig) -> Iterator["Pruner"]:
         yield pruner
 
 
-@dataclass
-class _Unlocated:
-    """A prompt whose images the model may still be encoding."""
-
-    encoded: dict[Modality, Encoded | None]  # None: what this forward encodes
-    token_ids: NDArray[np.int64]
-    valid: NDArray[np.bool_]
-    blocks: Tensor | None
-
-
-class _Forward(threading.local):
-    """What one thread's forward pass has shown on its way from the base model to the text model."""
-
-    def __init__(self) -> None:
-        self.encoded: dict[Modality, Encoded] = {}  # by the last encoding of each modality
-        self.outputs: list[tuple[ref[Any], Encoded]] = []  # by the model's output, which may be handed in later
-        self.last: Prefill | None = None
-        self.has_read = False
-        self.fed: Prompt | None = None
-        self.reset()
-
-    def reset(self) -> None:
-        self.in_base = False
-        self.mask: Tensor | None = None  # the padding mask that the base model was given
-        self.unlocated: _Unlocated | None = None
-        self.reading: Reading | None = None
-        self.cache: Any = None
-        self.looking_ahead = False
-
-
 class Pruner:
     """Drives a :class:`~multimodal.runtime.prefill.Prefill` from the model's own forward passes.
 
@@ -117,8 +85,8 @@ class Pruner:
         self.config = config
         self.modules = modules_of(model)
         check_fits(self.modules, config)
-        self._requests = config.method.vision_requests
-        self._forward = _Forward()
+        self._requests = config.vision_requests
+        self._forward = Forward()
         self._last: Prefill | None = None  # of any thread
 
     def attach(self, stack: ExitStack) -> None:
@@ -214,7 +182,7 @@ class Pruner:
         blocks = self.modules.geometry.bidirectional_blocks(kwargs | {"input_ids": ids})
         outputs = kwargs.get("mm_encoder_outputs") or {}
         encoded = {kind: self._encoded(kind, outputs.get(kind)) for kind in given}
-        forward.unlocated = _Unlocated(encoded, token_ids, valid, blocks)
+        forward.unlocated = Unlocated(encoded, token_ids, valid, blocks)
         return args, kwargs
 
     def _leave_base(self, *_: Any) -> None:
@@ -256,6 +224,8 @@ class Pruner:
         """Prune a prompt; returns the text model's arguments that change."""
         forward, text, embeds = self._forward, self.modules.text_model, kwargs["inputs_embeds"]
         past = self._past(cache, embeds)
+        if self.config.adaptive is not None:
+            prompt = prompt.weighted(self.config.adaptive, embeds)
         reading = Prefill(self.modules.geometry, text.config, self.config, prompt, past, embeds.device)
         use_cache = kwargs.get("use_cache")
         if cache is None and (text.config.use_cache if use_cache is None else use_cache):
@@ -310,34 +280,18 @@ class Pruner:
         forward.reading = forward.cache = forward.unlocated = None
 
     def _enter_layer(self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        reading = self._forward.reading
-        if reading is None:
+        forward = self._forward
+        if (reading := forward.reading) is None:
             return None
         if isinstance(reading, Prefill) and reading.looks_ahead(number):
             rotary = reading.rotary(number, kwargs["position_embeddings"])
-            reading.see_next(number, self._compared(layer, args[0], rotary))
+            reading.see_next(number, look_ahead(forward, layer, args[0], rotary))
         hidden, changed = reading.enter_layer(number, args[0], kwargs)
         return (hidden, *args[1:]), kwargs | changed
 
-    @torch.no_grad()
-    def _compared(self, layer: Any, hidden: Tensor, rotary: Sequence[Tensor]) -> Compared:
-        """What a layer would compare of some hidden states; its attention is left as soon as that is known."""
-        self._forward.looking_ahead = True
-        try:
-            states = layer.input_layernorm(hidden)
-            layer.self_attn(hidden_states=states, position_embeddings=rotary, attention_mask=None)
-        except _Looked as looked:
-            return looked.compared
-        finally:
-            self._forward.looking_ahead = False
-        raise FlowpruneError(
-            f"{self.config.method.name} reads the attention of the layer after its step, which ran an implementation "
-            "that was not there when the block was opened: choose the attention implementation before prune()."
-        )
-
     def _see_attention(self, layer: int, *seen: Any) -> None:
         if self._forward.looking_ahead:
-            raise _Looked(Compared(*seen))
+            raise Looked(Compared(*seen))
         if isinstance(reading := self._forward.reading, Prefill):
             reading.see_attention(layer, Compared(*seen))
 
@@ -351,18 +305,3 @@ def _features_at(output: Any) -> int:
     features = output.pooler_output
     first: Tensor = features[0] if isinstance(features, tuple | list) else features
     return first.data_ptr()
-
-
-class _Looked(Exception):
-    """Leaves an attention module once it is known what it would compare."""
-
-    def __init__(self, compared: Compared) -> None:
-        super().__init__()
-        self.compared = compared
-
-
-def observed_layers(config: PruningConfig) -> list[int]:
-    """Language-model layers whose attention some step reads: the one before each, or the one that it comes before."""
-    asked = [each for each in config.method.evidence if isinstance(each, LanguageAttention | LanguageVectors)]
-    ahead = {isinstance(each, LanguageAttention) and each.layer == "next" for each in asked}
-    return sorted({step.layer - 1 + is_ahead for step in config.schedule if step.layer for is_ahead in ahead})

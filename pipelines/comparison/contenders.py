@@ -31,10 +31,14 @@ def methods_of(settings: Settings) -> list[str]:
     named = every_method() if asked == ["all"] else list(dict.fromkeys(asked))
     named = [name for name in named if name not in ALWAYS]
     for name in named:
-        found = method_settings(settings, name)
-        for method in found.among or [found.name]:
+        own = method_settings(settings, name)
+        for method in own.among or [own.name]:
             method_named(method)
-    return named if RANDOM in named else [*named, RANDOM]
+    found = named if RANDOM in named else [*named, RANDOM]
+    tuned = settings.compare.tuned
+    if isinstance(tuned, list) and (missing := [name for name in tuned if name not in found]):
+        raise FlowpruneError(f"compare.tuned names {missing[0]}, which is not compared: add it to compare.methods.")
+    return found
 
 
 def every_method() -> list[str]:

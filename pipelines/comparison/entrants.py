@@ -59,7 +59,7 @@ def enter(settings: Settings, opened: OpenedModel) -> tuple[list[Entrant], dict[
             for budget in budgets_of(settings):
                 own = at_budget(settings, geometry, method, budget)
                 try:
-                    space = make_space(own, geometry, workload, opened.normalization)
+                    space = make_space(_equal_shares(own), geometry, workload, opened.normalization)
                 except BudgetUnreachableError as error:
                     left_out[f"{method} at {budget:g}"] = str(error)
                     continue
@@ -75,6 +75,11 @@ def enter(settings: Settings, opened: OpenedModel) -> tuple[list[Entrant], dict[
     if not entrants:
         raise FlowpruneError(f"No method can take part: {next(iter(left_out.values()))}")
     return entrants, left_out
+
+
+def _equal_shares(settings: Settings) -> Settings:
+    """The same without budgets that adapt, which no published config has."""
+    return settings.model_copy(update={"search": settings.search.model_copy(update={"adaptive": False})})
 
 
 def tune(settings: Settings) -> PruningConfig:

@@ -23,7 +23,7 @@ def how_it_was_made(settings: Settings, comparison: Comparison) -> str:
         "Model": f"{settings.model.path}, {settings.model.dtype}, attention {settings.model.attention}",
         "Data": f"{settings.data.source}, {settings.data.calibration} calibration and {settings.data.heldout} held-out "
         f"samples, seed {settings.seed}",
-        "Tuned": f"{settings.search.trials} trials each, {settings.search.sampler}, least "
+        "Tuned": f"{settings.search.trials} trials each, sampler {settings.search.sampler}, least "
         f"{settings.search.objective} on the calibration samples, at most {settings.search.steps} steps"
         if settings.compare.tuned
         else "no: published defaults only",
@@ -43,13 +43,15 @@ def how_it_was_made(settings: Settings, comparison: Comparison) -> str:
 def command(settings: Settings, comparison: Comparison) -> str:
     """The command that makes the same comparison where model, data and storage are the defaults of their groups."""
     budgets = ",".join(f"{budget:g}" for budget in comparison.budgets)
+    asked = settings.compare.tuned
+    tuned = f"[{','.join(asked)}]" if isinstance(asked, list) else str(asked).lower()
     words = [
         "flowprune stages=[compare]",
         f"model={settings.model.name}",
         f"data={settings.data.source}",
         f"compare.methods=[{','.join(methods_of(settings))}]",
         f"compare.budgets=[{budgets}]",
-        f"compare.tuned={str(settings.compare.tuned).lower()}",
+        f"compare.tuned={tuned}",
         f"search.trials={settings.search.trials}",
         f"data.calibration={settings.data.calibration}",
         f"data.heldout={settings.data.heldout}",

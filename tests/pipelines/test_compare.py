@@ -142,6 +142,7 @@ def test_a_search_of_ones_own_method(flowprune, tmp_path, own_method):
         (["compare.budgets=[]"], r"compare\.budgets is empty"),
         (["budget=latency_ms", "budget.latency_ms=4"], r"compare counts what each method spends: set budget to"),
         (["compare.bootstrap=3"], r"compare\.bootstrap is 3"),
+        (["compare.methods=[random]", "compare.tuned=[fastv]"], r"compare\.tuned names fastv, which is not compared"),
         (["compare.tuned=true", "tracking.uri=http://127.0.0.1:9"], r"No MLflow tracking store answers"),
         (["extensions=[/nowhere/my.py]"], r"extensions: /nowhere/my\.py is no Python file that exists"),
         (["method=custom"], r"method\.name"),

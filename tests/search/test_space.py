@@ -346,3 +346,43 @@ def test_a_search_of_curves_suggests_two_parameters():
     for trial, config in suggested(space(shape="sigmoid", steps=4)):
         assert {"midpoint", "steepness"} <= set(trial.params) and not any("share" in name for name in trial.params)
         assert len(config.schedule) == 4 and config.budget.met <= 0.25
+
+
+def test_what_becomes_of_sinks_is_searched_where_a_method_reads_attention():
+    of = space(
+        choices=[MethodChoice(name, sinks=("kept", "masked", "calibrated")) for name in ("vflowopt", "divprune")]
+    )
+    for trial, config in suggested(of, 0, 60):
+        asked = trial.params.get(f"{config.method.name}.sinks")
+        assert config.sinks == (asked or "kept") and (asked is None) == (config.method.name == "divprune")
+    requests = MethodChoice("vflowopt", {"vision_layer": -1}, sinks=("kept", "calibrated")).vision_requests
+    kept = ContextRelevance(-1, 0.05, 50)
+    assert set(requests) == {kept, ContextRelevance(-1, 0.05, 50, sinks="calibrated"), PatchEntropy(True)}
+
+
+def test_a_budget_that_adapts_is_met_on_average():
+    layouts, seen = [GRID, Layout(((6, 9),)), Layout(((12, 12),))], [[0.2], [0.5], [0.6]]
+    prompts = [([layout], 0) for layout in layouts]
+    workload = Workload(SimpleNamespace(num_hidden_layers=9, **TEXT), prompts, lambda: seen)
+
+    def adapted(adaptive):
+        return share_of(workload.adapted(adaptive), "retention")
+
+    of = space(layouts, adapted=adapted, reference=0.4, positions=["original"])
+    for trial, config in suggested(of):
+        assert config.adaptive.strength == trial.params["strength"] and config.adaptive.reference == 0.4
+        kept = []
+        for layout, [own] in zip(layouts, seen, strict=True):
+            share = round(min(max((own / 0.4) ** config.adaptive.strength, 0.5), 2.0), 3)
+            left, counts = layout.visual_tokens, []
+            for number, step in enumerate(config.schedule):
+                ratio = step.keep_ratio if number else min(step.keep_ratio * share, 1)
+                left = min(left, max(1, math.floor(ratio * left + 0.5)))
+                counts.append(left)
+            by_layer = [layout.visual_tokens] * 9
+            for step, count in zip(config.schedule, counts, strict=True):
+                by_layer[step.layer :] = [count] * (9 - step.layer)
+            kept.append(sum(by_layer))
+        met = sum(kept) / (9 * sum(layout.visual_tokens for layout in layouts))
+        assert config.budget.met == pytest.approx(met) and 0.23 < met <= 0.25
+    assert of.describe()["adaptive"] == 0.4 and of.guesses[0]["strength"] == 0
