@@ -32,7 +32,6 @@ LOOK: Any = {
     "ytick.color": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "legend.frameon": False,
 }
 
 
@@ -69,7 +68,7 @@ def _draw_accuracy(comparison: Comparison) -> Figure:
     axes.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
-    figure.legend(loc="outside right center", fontsize=9)
+    figure.legend(loc="outside right center", fontsize=9, frameon=False)
     return figure
 
 
@@ -96,7 +95,7 @@ def pareto_figure(comparison: Comparison) -> str:
         axes.set(xlabel="time to the first token ÷ the unpruned model's, measured here")
         axes.set_ylabel("accuracy" if comparison.known else "agreement with the unpruned model")
         axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
-        figure.legend(loc="outside right center", fontsize=9)
+        figure.legend(loc="outside right center", fontsize=9, frameon=False)
         return _svg(figure)
 
 

@@ -19,7 +19,8 @@ class Row:
         accuracy: share of right answers; where no answer is known, the agreement.
         kinds: accuracy by kind of question.
         hard: accuracy on the hard subset of its budget; None where that is empty.
-        milliseconds: to the first token.
+        milliseconds: to the first token: the unpruned model's, divided by the speed-up, since machines drift between
+            measurements.
         speed_up: of that, beside the unpruned model measured in turn; 1 of the unpruned model itself.
         over_random: accuracy minus that of random tokens of the same variant; None for themselves.
         over_other: accuracy minus that of the best other contender at the budget.

@@ -42,7 +42,7 @@ def summarise(
     graded = [n for n, right in enumerate(unpruned.right) if right is not None]
     known = bool(graded)
     graded = graded or list(range(len(unpruned.right)))
-    tests = _Tests(graded, known, [kinds[n] for n in graded], Bootstrap(len(graded), resamples, seed))
+    tests = _Tests(graded, known, [kinds[n] for n in graded], Bootstrap(len(graded), resamples, seed), unpruned.seconds)
     budgets, hard = {}, {}
     for budget, small in smaller.items():
         contenders = [small, *(each for each in pruned if each.identity.budget == budget)]
@@ -57,7 +57,9 @@ def summarise(
             counts[kind] = counts.get(kind, 0) + 1
     return Comparison(
         measure=unpruned.identity.measure,
-        unpruned=replace(_row(unpruned, tests, None, None, None, None), speed_up=1.0),
+        unpruned=replace(
+            _row(unpruned, tests, None, None, None, None), speed_up=1.0, milliseconds=1000 * unpruned.seconds
+        ),
         budgets=budgets,
         kinds=dict(sorted(counts.items())),
         hard=hard,
@@ -71,12 +73,14 @@ def summarise(
 
 @dataclass(frozen=True)
 class _Tests:
-    """The samples that count: their numbers, whether answers are known, kinds, and how they are resampled."""
+    """The samples that count: their numbers, whether answers are known, kinds, how they are resampled; and the unpruned
+    model's seconds to the first token."""
 
     numbers: Sequence[int]
     known: bool
     kinds: Sequence[str | None]
     bootstrap: Bootstrap
+    seconds: float
 
     def scores(self, measured: Measured) -> NDArray[np.float64]:
         """1 where a contender is right, or agrees where no answer is known ``[samples]``."""
@@ -142,7 +146,7 @@ def _row(
         accuracy=tests.bootstrap.interval(scores),
         kinds=by_kind(scores.tolist(), tests.kinds),
         hard=None if subset is None else subset.interval(measured),
-        milliseconds=1000 * measured.seconds,
+        milliseconds=1000 * tests.seconds / _speed_up(measured),
         speed_up=_speed_up(measured),
         over_random=over_random,
         over_other=over_other,

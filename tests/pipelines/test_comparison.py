@@ -157,6 +157,7 @@ def test_a_summary_by_hand():
     assert found.hard == {0.5: 10} and found.samples == 40 and found.known
     assert row["good"].hard.mean == 1 and row["good tuned"].hard.mean == 0
     assert row["good"].accuracy.mean == 0.75 and row["good"].speed_up == 1.25
+    assert row["good"].milliseconds == pytest.approx(800) and found.unpruned.milliseconds == 1000
     assert row["good"].kinds == {"colour": 0.5, "shape": 1.0} and found.kinds == {"colour": 20, "shape": 10}
     assert row["good"].over_random.mean == 0.5  # of random tokens as published
     assert row["good tuned"].over_random.mean == 0.25  # of tuned ones
