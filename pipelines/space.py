@@ -110,9 +110,18 @@ def study_latency(
 
     Returns:
         None with a budget in another measure.
+
+    Raises:
+        FlowpruneError: a method prunes inside the tower, whose time is not the language model's.
     """
     if settings.budget.measure != "latency_ms":
         return None
+    for choice in method_choices(settings):
+        if choice.prunes_tower:
+            raise FlowpruneError(
+                f"budget.latency_ms counts the language model's prefill alone, and {choice.name} prunes inside the "
+                "tower: set budget to retention, flops or kv."
+            )
     study = known_study(settings)
     known = None if study is None else study.user_attrs.get("settings", {}).get("latency")
     return Latency(**known) if known else _cached(settings, opened, calibration, workload)
