@@ -35,3 +35,13 @@ def test_what_times_the_language_model_alone_refuses_methods_that_prune_the_towe
     assert code == 2 and "flowcut prunes inside the tower: run stages=[compare]" in " ".join(printed.split())
     code, printed = flowprune(*SMOKE[:2], "method=flowcut", "budget.latency_ms=5", "stages=[search]")
     assert code == 2 and "flowcut prunes inside the tower: set budget to" in " ".join(printed.split())
+
+
+def test_a_mixture_leaves_out_what_the_budget_does_not_allow(flowprune):
+    mixed = (*SMOKE[:2], "method=mixed", "stages=[search]", "search.trials=2", "budget.retention=0.1")
+    code, printed = flowprune(*mixed, "method.among=[divprune,fastv]")
+    assert code == 0 and "left out of the mixture: fastv: budget.retention is 0.1" in " ".join(printed.split())
+    code, printed = flowprune(*mixed, "method.among=[dart,fastv]", "study=other")
+    assert code == 2 and "No method of the mixture can meet the budget: budget.retention is 0.1" in " ".join(
+        printed.split()
+    )
