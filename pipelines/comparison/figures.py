@@ -60,7 +60,7 @@ def _draw_accuracy(comparison: Comparison) -> Figure:
         axes.plot(at, [row.accuracy.mean for row in rows], label=name, markersize=5, **look)
         if len(rows) > 1:
             low, high = ([getattr(row.accuracy, end) for row in rows] for end in ("low", "high"))
-            axes.fill_between(at, low, high, color=look["color"], alpha=0.08, linewidth=0)
+            axes.fill_between(at, low, high, color=look["color"], alpha=0.06, linewidth=0)
         else:
             [row] = rows
             axes.plot(at * 2, [row.accuracy.low, row.accuracy.high], color=look["color"], alpha=0.4)

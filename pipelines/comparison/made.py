@@ -32,7 +32,8 @@ def how_it_was_made(settings: Settings, comparison: Comparison) -> str:
         "Hard subset": "samples that the model answers right unpruned, and wrong when the picture is downscaled to as "
         "many tokens as one step before the language model would keep",
         "Time": f"median of {settings.compare.repeats} on each of {settings.compare.timed} prompts, on "
-        f"{device_name(device)}, {torch.get_num_threads()} threads of {os.cpu_count()} cores",
+        f"{device_name(device)}, {torch.get_num_threads()} threads of {os.cpu_count()} cores; "
+        f"noise: the unpruned model beside itself came out {comparison.noise:.2f}× as fast",
         "Versions": ", ".join(f"{package} {version(package)}" for package in PACKAGES)
         + f", Python {platform.python_version()}, {platform.system()} {platform.machine()}",
     }

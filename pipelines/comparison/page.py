@@ -77,7 +77,7 @@ def _figure(svg: str, caption: str) -> str:
 
 def _budget_table(comparison: Comparison, rows: Sequence[Row]) -> str:
     hard = comparison.hard[rows[0].budget or 0.0]
-    heads = ["", "accuracy, %", "over random", "over best other", "best in", f"hard ({hard})", "agree", "discrepancy",
+    heads = ["", "accuracy, %", "over random", "over next best", "best in", f"hard ({hard})", "agree", "discr.",
              "KL", "retention", "FLOPs", "KV", "speed-up", "ms", "trials"]  # fmt: skip
     best = next((row for row in rows if not _style(row)), None)
     return _table(
@@ -89,7 +89,7 @@ def _cells(row: Row) -> list[Cell]:
     low, high = row.accuracy.low, row.accuracy.high
     return [
         (row.name, row.name),
-        (f"{100 * row.accuracy.mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]", row.accuracy.mean),
+        (f"{100 * row.accuracy.mean:.1f} [{100 * low:.0f}, {100 * high:.0f}]", row.accuracy.mean),
         _lead(row.over_random),
         _lead(row.over_other),
         ("–", -1) if row.best_share is None else _share(row.best_share),

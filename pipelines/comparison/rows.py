@@ -20,7 +20,7 @@ class Row:
         kinds: accuracy by kind of question.
         hard: accuracy on the hard subset of its budget; None where that is empty.
         milliseconds: to the first token.
-        speed_up: of that, beside the unpruned model measured in turn.
+        speed_up: of that, beside the unpruned model measured in turn; 1 of the unpruned model itself.
         over_random: accuracy minus that of random tokens of the same variant; None for themselves.
         over_other: accuracy minus that of the best other contender at the budget.
         best_share: share of resamples in which it is the best at its budget.
@@ -68,6 +68,7 @@ class Comparison:
         known: whether accuracy is of known answers, or stands for agreement.
         predictors: rank correlation with accuracy of each label-free measure, over all contenders and within each
             budget.
+        noise: speed-up that was measured of the unpruned model beside itself, which would be 1 without any.
         left_out: who could not take part, and why.
     """
 
@@ -79,6 +80,7 @@ class Comparison:
     samples: int
     known: bool
     predictors: Mapping[str, Mapping[str, float | None]]
+    noise: float
     left_out: Mapping[str, str]
 
     @property

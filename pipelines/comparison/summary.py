@@ -1,7 +1,7 @@
 """From measurements to what they say together: intervals, leads, and how well label-free measures predict accuracy."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 
 import numpy as np
@@ -57,13 +57,14 @@ def summarise(
             counts[kind] = counts.get(kind, 0) + 1
     return Comparison(
         measure=unpruned.identity.measure,
-        unpruned=_row(unpruned, tests, None, None, None, None),
+        unpruned=replace(_row(unpruned, tests, None, None, None, None), speed_up=1.0),
         budgets=budgets,
         kinds=dict(sorted(counts.items())),
         hard=hard,
         samples=len(graded),
         known=known,
         predictors=_predictors(budgets),
+        noise=_speed_up(unpruned),
         left_out=left_out,
     )
 

@@ -46,7 +46,7 @@ def points(lead: Interval | None) -> str:
     """A difference of shares in percentage points, with its interval."""
     if lead is None:
         return "–"
-    return f"{100 * lead.mean:+.1f} [{100 * lead.low:+.1f}, {100 * lead.high:+.1f}]"
+    return f"{100 * lead.mean:+.1f} [{100 * lead.low:.0f}, {100 * lead.high:.0f}]"
 
 
 def kinds_table(comparison: Comparison, budget: float) -> Table:

@@ -7,6 +7,8 @@ from pipelines.comparison.rows import Comparison, Row
 from pipelines.comparison.statistics import Interval
 from pipelines.comparison.tables import points
 
+SHOWN = 4  # names that are listed
+
 
 def verdicts(comparison: Comparison) -> list[str]:
     """One a budget, most first, of a few sentences."""
@@ -31,18 +33,15 @@ def sentences(comparison: Comparison, budget: float) -> list[str]:
     if best.over_random is not None:
         said.append(f"It {_against(best.over_random)} random tokens: {points(best.over_random)} points.")
     else:
-        said.append("Nothing here beats random tokens.")
-    if others and best.over_other is not None:
-        rival = next(row for row in rows if row is not best and row.best_share is not None)
-        said.append(
-            f"It {_against(best.over_other)} the next, {rival.name}: {points(best.over_other)} points; it is the best "
-            f"in {best.best_share or 0:.0%} of the resamples."
-        )
-    if best.over_other is not None and best.over_other.holds_zero and others:
-        fastest = max([best, *_tied(best, others)], key=lambda row: row.speed_up)
-        if fastest is not best:
-            said.append(f"Of those that cannot be told apart, {fastest.name} is the fastest ({fastest.speed_up:.2f}×).")
-    return said
+        said.append("Nothing here is more accurate than random tokens.")
+    tied = [row for row in others if row.over_other is not None and row.over_other.high >= 0]
+    if others and best.over_other is not None and not tied:
+        said.append(f"It beats the next, {others[0].name}: {points(best.over_other)} points.")
+    if tied:
+        said.append(f"It cannot be told apart from {_listed([row.name for row in tied])}.")
+        fastest = max([best, *tied], key=lambda row: row.speed_up)
+        said += [] if fastest is best else [f"Of these, {fastest.name} is the fastest ({fastest.speed_up:.2f}×)."]
+    return [*said, f"It is the best in {best.best_share or 0:.0%} of the resamples."]
 
 
 def _against(lead: Interval) -> str:
@@ -52,6 +51,9 @@ def _against(lead: Interval) -> str:
     return "beats" if lead.mean > 0 else "is behind"
 
 
-def _tied(best: Row, others: Sequence[Row]) -> list[Row]:
-    """Contenders whose difference from the best may be chance: what they are behind by has an interval with 0."""
-    return [row for row in others if row.over_other is not None and row.over_other.high >= 0]
+def _listed(names: Sequence[str]) -> str:
+    """Names in a sentence, the first few of many."""
+    shown, more = names[:SHOWN], len(names) - SHOWN
+    if more > 0:
+        return f"{', '.join(shown)} and {more} more"
+    return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))

@@ -27,6 +27,7 @@ GOOD: dict[str, Any] = {
         "study": "s",
         "trial": 3,
         "calibration_discrepancy": 0.02,
+        "objective": "discrepancy",
         "heldout_discrepancy": None,
         "heldout_digest": None,
         "data_digest": "abc",

@@ -2,6 +2,9 @@
 
 import json
 import random
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from statistics import mean
 
 import numpy as np
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 from multimodal import PruningConfig, PruningStep
 from pipelines.comparison.contenders import label
 from pipelines.comparison.downscale import largest_factor
-from pipelines.comparison.figures import front
+from pipelines.comparison.figures import accuracy_figure, front, pareto_figure
 from pipelines.comparison.files import short_table, write_tables
 from pipelines.comparison.measured import Identity, Measured, known
 from pipelines.comparison.rows import Comparison
@@ -173,17 +176,32 @@ def test_without_answers_agreement_stands_for_accuracy():
 
 
 def test_words_say_what_beats_what_ties_and_what_is_faster():
-    use, random_tokens, rival = sentences(comparison(), 0.5)
+    use, random_tokens, tie, sure = sentences(comparison(), 0.5)
     assert use.startswith("At retention 0.5 use close: 77.5% right (unpruned 75.0%), first token 2.00× as fast")
     assert random_tokens.startswith("It beats random tokens: +52.5 [")
-    assert rival.startswith("It ties with the next, good: +2.5 [+0.0, ")
-    slower = [each for each in comparison().budgets[0.5] if each.method != "close"]
-    quick = next(each for each in slower if each.name == "good tuned")
-    assert quick.over_other.holds_zero or quick.over_other.mean < 0
+    assert tie == "It cannot be told apart from good and good tuned."
+    assert re.fullmatch(r"It is the best in \d+% of the resamples\.", sure)
+
+
+def told(ours: Sequence[bool], theirs: Sequence[bool], random_ones: Sequence[bool], **facts) -> str:
+    full = measured("none", "unpruned", None, [True] * 40)
+    small = measured("downscale", "downscaled", 0.5, [False] * 40, flops_share=1)
+    others = [measured("ours", "published", 0.5, ours), measured("theirs", "published", 0.5, theirs, **facts)]
+    others.append(measured("random", "published", 0.5, random_ones))
+    return " ".join(sentences(summarise(full, {0.5: small}, others, [None] * 40, 500, 0, {}), 0.5))
+
+
+def test_words_where_one_is_clearly_best_and_where_nothing_beats_random_tokens():
+    clear = told([True] * 40, four("1000"), four("0001"))
+    assert "It beats the next, theirs: +75.0 [" in clear and "cannot be told apart" not in clear
+    none = told(four("1000"), four("0100"), [True] * 40)
+    assert "use random: 100.0% right" in none and "Nothing here is more accurate than random tokens." in none
+    faster = told([True] * 40, [*[True] * 39, False], four("0001"), seconds=0.1)
+    assert "It cannot be told apart from theirs. Of these, theirs is the fastest (10.00×)." in faster
 
 
 def test_points():
-    assert points(None) == "–" and points(Interval(0.104, -0.021, 0.2)) == "+10.4 [-2.1, +20.0]"
+    assert points(None) == "–" and points(Interval(0.104, -0.021, 0.2)) == "+10.4 [-2, 20]"
 
 
 def test_the_front_is_what_no_other_beats_in_both():
@@ -199,6 +217,16 @@ def test_the_front_is_what_no_other_beats_in_both():
         )
     }
     assert {row.name for row in front(rows)} == expected
+
+
+def test_figures_draw_every_contender_in_the_pages_ink():
+    first = comparison()
+    both = replace(
+        first, budgets={0.5: first.budgets[0.5], 0.1: [replace(r, budget=0.1) for r in first.budgets[0.5][1:]]}
+    )
+    for svg in (accuracy_figure(first), accuracy_figure(both), pareto_figure(both)):
+        assert svg.startswith("<svg ") and "currentColor" in svg and "#010203" not in svg
+        assert all(f">{row.name}</text>" in svg for row in both.budgets[0.5])
 
 
 def test_tables_and_files(tmp_path):
