@@ -79,6 +79,11 @@ def _subject(settings: Settings) -> _Subject:
         chosen = load_samples(few, "heldout", settings.seed)
         inputs = [dict(build_inputs(opened, [sample])) for sample in chosen]
     config = _config(settings, modules, inputs, normalization)
+    if config.method.tower is not None:
+        raise FlowpruneError(
+            f"The benchmark times tower and language model apart, and {config.method.name} prunes inside the tower: "
+            "run stages=[compare], which times the first token as a whole."
+        )
     requests = config.vision_requests
     samples = [observe_sample(modules, each, requests, normalization) for each in inputs]
     calibration = samples

@@ -1,7 +1,7 @@
 """The search space of the settings, and the latency model of a study whose budget is in milliseconds."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import optuna
@@ -20,7 +20,8 @@ from pipelines.console import console
 from pipelines.opened import OpenedModel
 from pipelines.settings import BudgetSettings, Settings
 from pipelines.storage import known_study
-from search.budget import Cost, share_of
+from search.budget import BudgetUnreachableError, Cost, share_of
+from search.choice import MethodChoice
 from search.latency import Latency, device_name, measure_latency
 from search.space import Space
 from search.study import digest
@@ -62,8 +63,8 @@ def make_space(
     def cost_of(own: Workload) -> Cost:
         return share_of(own, measure) if latency is None else partial(latency.predict, own)
 
-    return Space(
-        choices=method_choices(settings),
+    make = partial(
+        Space,
         measure=measure,
         budgets=settings.budget.budgets,
         cost=cost_of(workload),
@@ -76,6 +77,29 @@ def make_space(
         adapted=(lambda adaptive: cost_of(workload.adapted(adaptive))) if seen else None,
         reference=reference_of(seen) if seen else 1.0,
     )
+    choices = method_choices(settings)
+    return make(choices) if len(choices) == 1 else make(_within_budget(choices, make))
+
+
+def _within_budget(
+    choices: Sequence[MethodChoice], make: Callable[[Sequence[MethodChoice]], Space]
+) -> list[MethodChoice]:
+    """Of several methods, those that can meet the budget; the others are named.
+
+    Raises:
+        FlowpruneError: none can.
+    """
+    found, why = [], ""
+    for choice in choices:
+        try:
+            make([choice])
+            found.append(choice)
+        except BudgetUnreachableError as error:
+            why = str(error)
+            console.print(f"[yellow]left out of the mixture: {choice.name}: {why}[/]", highlight=False)
+    if not found:
+        raise FlowpruneError(f"No method of the mixture can meet the budget: {why}")
+    return found
 
 
 def most_steps(geometry: Geometry, method: str) -> int:
@@ -110,9 +134,18 @@ def study_latency(
 
     Returns:
         None with a budget in another measure.
+
+    Raises:
+        FlowpruneError: a method prunes inside the tower, whose time is not the language model's.
     """
     if settings.budget.measure != "latency_ms":
         return None
+    for choice in method_choices(settings):
+        if choice.prunes_tower:
+            raise FlowpruneError(
+                f"budget.latency_ms counts the language model's prefill alone, and {choice.name} prunes inside the "
+                "tower: set budget to retention, flops or kv."
+            )
     study = known_study(settings)
     known = None if study is None else study.user_attrs.get("settings", {}).get("latency")
     return Latency(**known) if known else _cached(settings, opened, calibration, workload)

@@ -174,17 +174,26 @@ class Objective:
         device = self.modules.text_model.device
         with prune(self.modules.model, config) as pruner:
             for batch in (each.to(device) for each in self.batches):
-                if config.method.tower is None:
-                    yield self.prefill(batch, pruner)[:, -1], batch.reference
-                else:
-                    yield torch.cat([self._read(inputs) for inputs in batch.inputs]), batch.reference
+                yield self.last_states(batch, pruner, config.method.tower is not None), batch.reference
 
-    def _read(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The last hidden state of a sample that the vision tower, too, reads again ``[1, C]``.
+    def last_states(self, batch: Batch, pruner: Pruner | None, from_pixels: bool) -> Tensor:
+        """The last prompt token's last hidden states of a batch ``[B, C]``.
+
+        Args:
+            batch: one of :attr:`batches`, on the model's device.
+            pruner: of the model, from an open :func:`multimodal.prune` block; None: unpruned.
+            from_pixels: whether the vision tower runs, too, one sample after the other, as it must where it is pruned
+                inside; else the language model alone, on cached features.
 
         Raises:
-            FlowpruneError: the sample was not kept for that.
+            FlowpruneError: the samples were not kept for that.
         """
+        if from_pixels:
+            return torch.cat([self._read(inputs) for inputs in batch.inputs])
+        return self.prefill(batch, pruner)[:, -1]
+
+    def _read(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The last hidden state of a sample that the vision tower, too, reads again ``[1, C]``."""
         if not inputs:
             raise FlowpruneError(
                 "These calibration samples hold no pixels, which a method that prunes inside the tower needs: "

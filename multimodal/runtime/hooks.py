@@ -45,12 +45,17 @@ class MethodHook:
     def __init__(self, module: nn.Module, name: str, around: Callable[..., Any]) -> None:
         self._module, self._name, self._around = ref(module), name, torch.compiler.disable(around)
         self.__wrapped__ = getattr(module, name)
+        self._before = vars(module).get(name)  # older transformers leave a module's own method on it
         setattr(module, name, self)
 
     def remove(self) -> None:
-        """The class's own method shows again."""
-        if (module := self._module()) is not None and vars(module).get(self._name) is self:
+        """What was there before shows again."""
+        if (module := self._module()) is None or vars(module).get(self._name) is not self:
+            return
+        if self._before is None:
             delattr(module, self._name)
+        else:
+            setattr(module, self._name, self._before)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._around(self.__wrapped__, *args, **kwargs)

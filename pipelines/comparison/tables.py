@@ -31,7 +31,7 @@ def _cells(row: Row, known: bool) -> Sequence[str]:
         _short(row.over_random),
         "–" if row.hard is None else f"{row.hard.mean:.0%}",
         *agree,
-        f"{row.discrepancy:.4f}",
+        f"{row.discrepancy:.3f}",
         f"{row.retention:.3f}",
         f"{row.kv_share:.0%}",
         f"{row.speed_up:.2f}×",
@@ -39,7 +39,7 @@ def _cells(row: Row, known: bool) -> Sequence[str]:
 
 
 def _short(lead: Interval | None) -> str:
-    return "–" if lead is None else f"{100 * lead.mean:+.1f} ± {50 * (lead.high - lead.low):.1f}"
+    return "–" if lead is None else f"{100 * lead.mean:+.0f} ± {50 * (lead.high - lead.low):.0f}"
 
 
 def points(lead: Interval | None) -> str:
