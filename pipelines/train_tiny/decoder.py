@@ -31,7 +31,7 @@ def train_decoder(
         places = items_first(roles, lesson.tokens, seed=step)
         words = words.gather(1, places.unsqueeze(-1).expand(-1, -1, words.shape[-1]))
         picture = symbolic_picture(words, model.get_input_embeddings())
-        loss, right = answer_loss(model, pack(processor, questions), picture, places, patches)
+        loss, right = answer_loss(model, pack(processor, questions, lesson.early), picture, places, patches)
         return {"loss": loss, "right": right}
 
     run_stage("decoder", nn.ModuleList([model.model.language_model]), losses_at, options, folder)

@@ -44,7 +44,7 @@ def evaluate(folder: Path, options: DictConfig) -> dict[str, Row]:
     return table
 
 
-def load(folder: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def load(folder: Path | str) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """The exported model in float32, with attention maps, and its processor."""
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     return model, AutoProcessor.from_pretrained(folder)
