@@ -1,5 +1,7 @@
 """The untrained model and its processor: what is learnt and from which scenes is none of its business."""
 
+from pathlib import Path
+
 import torch
 from omegaconf import DictConfig
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -16,12 +18,15 @@ from transformers import (
     Qwen2Model,
 )
 
-from pipelines.data.scenes import COLOURS, COLUMNS, DIGITS, GREY, LETTERS, OUTLINES, ROWS, SIZE
+from pipelines.data.describing import BUSY, COLUMNS, PLAIN, ROWS, SHADES
+from pipelines.data.scenes import COLOURS, DIGITS, GREYS, LETTERS, SHAPES, SIZE
 
 PAD, UNKNOWN, END, IMAGE = SPECIALS = ("<pad>", "<unk>", "</s>", "<image>")
-BACKGROUND = "background"
-SENTENCES = "user assistant : ? . what colour is the shape digit digits on how many are there a where yes no"
-WORDS = (*SENTENCES.split(), BACKGROUND, GREY, *COLOURS, *OUTLINES, *DIGITS, *LETTERS, *ROWS, *COLUMNS)
+SENTENCES = (
+    "user assistant : ? . what colour is the shape shapes digit digits on and are same how many there where yes no"
+)
+SEEN = (*COLOURS, *GREYS, *SHAPES, *DIGITS, *LETTERS, *SHADES, *PLAIN, *BUSY)
+WORDS = (*SENTENCES.split(), *SEEN, *ROWS, *COLUMNS)
 VOCABULARY = {word: index for index, word in enumerate((*SPECIALS, *WORDS))}
 
 CHAT_TEMPLATE = (
@@ -70,6 +75,19 @@ def _initialise_decoder(decoder: Qwen2Model, std: float, embedding_std: float) -
         if parameter.dim() == 2:
             nn.init.normal_(parameter, std=std)
     nn.init.normal_(decoder.embed_tokens.weight, std=embedding_std)
+
+
+def start_from(model: LlavaForConditionalGeneration, folder: Path) -> None:
+    """Copy the weights of an earlier export into ``model``; embeddings of words that both know go word by word."""
+    earlier = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    known = PreTrainedTokenizerFast.from_pretrained(folder).get_vocab()
+    weights = earlier.state_dict()
+    embedding = model.get_input_embeddings().weight.detach().clone()
+    for word in VOCABULARY.keys() & known.keys():
+        embedding[VOCABULARY[word]] = earlier.get_input_embeddings().weight.detach()[known[word]]
+    same = {name: weights[name] for name, own in model.state_dict().items() if own.shape == weights[name].shape}
+    model.load_state_dict(same, strict=False)
+    model.get_input_embeddings().weight.data.copy_(embedding)
 
 
 def build_processor(options: DictConfig) -> LlavaProcessor:
