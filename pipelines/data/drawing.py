@@ -70,8 +70,8 @@ def _grounds(scene: Scene, rng: np.random.Generator) -> Image.Image:
 def _ground(ground: Ground, rng: np.random.Generator) -> np.ndarray:
     """One ground over the whole picture: [224, 224, 3], 0 to 255."""
     contrast = rng.uniform(*CONTRAST["plain" if ground.texture in PLAIN else "busy"])
-    tint = rng.uniform(*SHADES[ground.shade]) + rng.uniform(-30, 30, 3)
-    texture = (TEXTURES[ground.texture](rng) - 0.5) * contrast
+    tint = (rng.uniform(*SHADES[ground.shade]) + rng.uniform(-30, 30, 3)).astype(np.float32)
+    texture = (TEXTURES[ground.texture](rng).astype(np.float32) - 0.5) * np.float32(contrast)
     return (texture[..., None] + tint).clip(0, 255).astype(np.uint8)
 
 

@@ -26,8 +26,7 @@ def train(config: DictConfig) -> None:
     processor = build_processor(config.model)
     tower = NamingTower(model.model.vision_tower)
     if "tower" in config.stages:
-        train_tower("tower", tower, config.tower, folder)
-        train_tower("sharpen", tower, config.sharpen, folder)
+        train_tower(tower, config.tower, folder)
     if "decoder" in config.stages:
         train_decoder(model, processor, config.decoder, folder)
     if "joint" in config.stages:

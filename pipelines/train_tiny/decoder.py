@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import nn
@@ -10,7 +9,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from pipelines.data.scenes import KINDS
 from pipelines.train_tiny.batches import questions_at
-from pipelines.train_tiny.labels import NOTHING, patch_words, symbolic_picture
+from pipelines.train_tiny.labels import FILL, patch_labels, symbolic_picture
 from pipelines.train_tiny.loop import Losses, run_stage
 from pipelines.train_tiny.packing import answer_loss, pack
 
@@ -20,8 +19,8 @@ def train_decoder(
 ) -> None:
     """Train the decoder of ``model`` in place.
 
-    The lessons get harder: few visual tokens and many look-up questions first, whole pictures in the end. Looking an
-    object up by one of its words is what a random decoder finds hardest, and easier questions distract it from that.
+    The lessons get harder: few objects, few visual tokens and look-up questions first, whole pictures in the end.
+    Looking an object up by one of its words is what a random decoder finds hardest, and other questions distract it.
     """
     patch = model.config.vision_config.patch_size
     patches = model.config.image_seq_length
@@ -29,20 +28,18 @@ def train_decoder(
     def losses_at(step: int) -> Losses:
         lesson = next(lesson for lesson in options.lessons if step < lesson.until)
         kinds = KINDS if lesson.kinds == "all" else lesson.kinds
-        scenes, questions = questions_at(step, options, kinds, lesson.times)
-        words = torch.from_numpy(np.stack([patch_words(scene, patch) for scene in scenes]))
-        places = items_first(words, lesson.tokens, seed=step)
+        scenes, questions = questions_at(step, options, kinds, lesson.times, lesson.counts)
+        words, roles = patch_labels(scenes, patch)
+        places = items_first(roles, lesson.tokens, seed=step)
         words = words.gather(1, places.unsqueeze(-1).expand(-1, -1, words.shape[-1]))
         picture = symbolic_picture(words, model.get_input_embeddings())
-        with torch.autocast("cpu", torch.bfloat16):
-            loss, right = answer_loss(model, pack(processor, questions, lesson.early), picture, places, patches)
+        loss, right = answer_loss(model, pack(processor, questions, lesson.early), picture, places, patches)
         return {"loss": loss, "right": right}
 
     run_stage("decoder", nn.ModuleList([model.model.language_model]), losses_at, options, folder)
 
 
-def items_first(words: torch.Tensor, kept: int, seed: int) -> torch.Tensor:
-    """The patches of items and random others, ``kept`` in all, ascending: [batch, patches, 5] -> [batch, kept]."""
-    rank = torch.rand(words.shape[:2], generator=torch.Generator().manual_seed(seed))
-    rank = rank + (words[..., 3] > NOTHING)
+def items_first(roles: torch.Tensor, kept: int, seed: int) -> torch.Tensor:
+    """The patches of items and random others, ``kept`` in all, ascending: [batch, patches] -> [batch, kept]."""
+    rank = torch.rand(roles.shape, generator=torch.Generator().manual_seed(seed)) + (roles >= FILL)
     return rank.topk(kept, dim=1).indices.sort(dim=1).values

@@ -16,12 +16,13 @@ from transformers import (
     Qwen2Model,
 )
 
-from pipelines.data.scenes import COLOURS, COLUMNS, DIGITS, GREY, LETTERS, OUTLINES, ROWS, SIZE
+from pipelines.data.describing import BUSY, COLUMNS, PLAIN, ROWS, SHADES
+from pipelines.data.scenes import COLOURS, DIGITS, GREYS, LETTERS, SHAPES, SIZE
 
 PAD, UNKNOWN, END, IMAGE = SPECIALS = ("<pad>", "<unk>", "</s>", "<image>")
-BACKGROUND = "background"
-SENTENCES = "user assistant : ? . what colour is the shape digit digits on how many are there a where yes no"
-WORDS = (*SENTENCES.split(), BACKGROUND, GREY, *COLOURS, *OUTLINES, *DIGITS, *LETTERS, *ROWS, *COLUMNS)
+SENTENCES = "user assistant : ? . what colour is the shape shapes digit digits on and are same how many there where yes no"
+SEEN = (*COLOURS, *GREYS, *SHAPES, *DIGITS, *LETTERS, *SHADES, *PLAIN, *BUSY)
+WORDS = (*SENTENCES.split(), *SEEN, *ROWS, *COLUMNS)
 VOCABULARY = {word: index for index, word in enumerate((*SPECIALS, *WORDS))}
 
 CHAT_TEMPLATE = (

@@ -75,7 +75,7 @@ def answer_loss(
     batch, kept = places.shape
     head = embedding(packed.head).expand(batch, -1, -1)
     start = head.shape[1]
-    embeds = torch.cat([head, picture.to(head.dtype), embedding(packed.words)], dim=1)
+    embeds = torch.cat([head, picture, embedding(packed.words)], dim=1)
     positions = torch.cat(
         [torch.arange(start).expand(batch, -1), places + start, packed.offsets + start + patches], dim=1
     )
@@ -84,7 +84,7 @@ def answer_loss(
         inputs_embeds=embeds, position_ids=positions, attention_mask=_mask(segments), use_cache=False
     ).last_hidden_state[:, start + kept :]
     asked = packed.labels != IGNORED
-    logits, labels = model.lm_head(hidden[asked]).float(), packed.labels[asked]
+    logits, labels = model.lm_head(hidden[asked]), packed.labels[asked]
     right = (logits.argmax(dim=-1) == labels)[labels != VOCABULARY[END]]
     return F.cross_entropy(logits, labels), right.float().mean()
 
@@ -94,5 +94,4 @@ def _mask(segments: torch.Tensor) -> torch.Tensor:
     length = segments.shape[1]
     seen = (segments[:, None, :] == SHARED) | (segments[:, None, :] == segments[:, :, None])
     seen &= torch.ones(length, length, dtype=torch.bool).tril()
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min).unsqueeze(1)
+    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min).unsqueeze(1)

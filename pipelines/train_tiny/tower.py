@@ -1,8 +1,7 @@
-"""Stage A: the vision tower alone learns to name what is in each patch, and its CLS what is in the picture."""
+"""Stage A: the vision tower alone learns to name what is seen in each patch, and its CLS what is in the picture."""
 
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
@@ -10,7 +9,8 @@ from torch import nn
 
 from pipelines.data.scenes import Scene
 from pipelines.train_tiny.batches import scenes_at
-from pipelines.train_tiny.labels import IGNORED, NOTHING, SLOTS, edges_as_background, patch_words, pictures, scene_words
+from pipelines.train_tiny.labels import EDGE, FILL, GROUND, NOTHING, SLOTS, patch_labels, pictures, scene_words
+from pipelines.train_tiny.levelling import tell_tale
 from pipelines.train_tiny.loop import Losses, run_stage
 from pipelines.train_tiny.model import VOCABULARY
 
@@ -25,47 +25,39 @@ class NamingTower(nn.Module):
         self.patch_head = nn.Linear(width, len(SLOTS) * len(VOCABULARY))
         self.scene_head = nn.Linear(width, len(VOCABULARY))
 
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Features [images, patches, width], patch logits [images, patches, 5, words], scene logits [images, words]."""
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features [images, patches, width] that the projector gets, and the pooled CLS [images, width]."""
         output = self.vision_tower(pixels, output_hidden_states=True)
-        features = output.hidden_states[-2][:, 1:]
-        logits = self.patch_head(features).unflatten(-1, (len(SLOTS), len(VOCABULARY)))
-        return features, logits.float(), self.scene_head(output.pooler_output).float()
+        return output.hidden_states[-2][:, 1:], output.pooler_output
 
-    def losses(
-        self, scenes: list[Scene], patch_logits: torch.Tensor, scene_logits: torch.Tensor, sharp: bool
-    ) -> Losses:
-        """Items and background weigh the same; also the share of item patches named right, slot by slot.
+    def losses(self, scenes: list[Scene], features: torch.Tensor, pooled: torch.Tensor) -> Losses:
+        """Losses of naming patches, of the caption and of lengths that tell; the share of words named right by slot.
 
-        If ``sharp``, the edges of items count as background; otherwise they do not count.
+        Items and ground weigh the same, and so do the slots of items. The edges of items may be called anything.
         """
-        patch = self.vision_tower.config.patch_size
-        words = torch.from_numpy(np.stack([patch_words(scene, patch) for scene in scenes]))
-        words = edges_as_background(words) if sharp else words
-        each = F.cross_entropy(patch_logits.flatten(0, 2), words.flatten(), ignore_index=IGNORED, reduction="none")
-        each = each.view(words.shape).mean(dim=-1)
-        item, ground = (words[..., 3] > NOTHING), (words[..., 3] == NOTHING)
-        hot = torch.from_numpy(np.stack([scene_words(scene) for scene in scenes]))
-        caption = F.binary_cross_entropy_with_logits(scene_logits, hot) * 4
-        right = (patch_logits.argmax(dim=-1) == words)[item].float().mean(dim=0)
+        words, roles = patch_labels(scenes, self.vision_tower.config.patch_size)
+        logits = self.patch_head(features).unflatten(-1, (len(SLOTS), len(VOCABULARY)))
+        each = F.cross_entropy(logits.flatten(0, 2), words.flatten(), reduction="none").view(words.shape)
+        item = roles >= FILL
+        spoken = item.unsqueeze(-1) & (words != NOTHING)
+        silent = (words == NOTHING) & (roles != EDGE).unsqueeze(-1)
+        named = torch.stack([each[..., slot][spoken[..., slot]].mean() for slot in range(len(SLOTS))]).mean()
+        right = logits.argmax(dim=-1) == words
         return {
-            "loss": each[item].mean() + each[ground].mean() + caption,
-            "caption": caption,
-            **dict(zip(SLOTS[:3], right, strict=False)),
+            "naming": named + each[roles == GROUND].mean() + each[silent].mean(),
+            "caption": F.binary_cross_entropy_with_logits(self.scene_head(pooled), scene_words(scenes)) * 4,
+            "telling": tell_tale(features, roles),
+            **{name: right[..., slot][spoken[..., slot]].float().mean() for slot, name in enumerate(SLOTS[:3])},
         }
 
 
-def train_tower(name: str, tower: NamingTower, options: DictConfig, folder: Path) -> None:
-    """Train the tower in place.
-
-    First it names what it likes at the edges of items; then, sharpened, only their hearts, so that few tokens hold
-    what is known of an item and it matters which ones are kept.
-    """
+def train_tower(tower: NamingTower, options: DictConfig, folder: Path) -> None:
+    """Train the tower in place."""
 
     def losses_at(step: int) -> Losses:
         scenes = scenes_at(step, options)
-        with torch.autocast("cpu", torch.bfloat16):
-            _, patch_logits, scene_logits = tower(pictures(scenes))
-        return tower.losses(scenes, patch_logits, scene_logits, options.sharp)
+        losses = tower.losses(scenes, *tower(pictures(scenes)))
+        loss = losses["naming"] + losses["caption"] + options.telling_weight * losses["telling"]
+        return {"loss": loss, **losses}
 
-    run_stage(name, tower, losses_at, options, folder)
+    run_stage("tower", tower, losses_at, options, folder)

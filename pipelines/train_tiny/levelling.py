@@ -1,0 +1,32 @@
+"""A penalty that keeps trivial statistics of the visual tokens from telling items from the ground."""
+
+import torch
+
+from pipelines.train_tiny.labels import EDGE, FILL, GLYPH
+
+
+def tell_tale(tokens: torch.Tensor, roles: torch.Tensor) -> torch.Tensor:
+    """How far a token's length and its distance from the mean token tell its role: a mean of squared correlations.
+
+    Squared deviations are correlated as well, or items could be the longest and the shortest tokens at once. Edges of
+    items do not count.
+
+    Args:
+        tokens: visual tokens, [pictures, patches, width].
+        roles: what each patch is, [pictures, patches].
+    """
+    counted = (roles != EDGE).float()
+    told = []
+    for offset in (0.0, tokens.mean(dim=1, keepdim=True)):
+        statistic = _standard((tokens - offset).norm(dim=-1).log(), counted)
+        for value in (statistic, _standard(statistic.square(), counted)):
+            for role in (GLYPH, FILL):
+                told.append((value * _standard((roles == role).float(), counted) * counted).sum(1) / counted.sum(1))
+    return torch.stack(told).square().mean()
+
+
+def _standard(values: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """Values with mean 0 and variance 1 over the counted patches of each picture."""
+    total = counted.sum(dim=1, keepdim=True)
+    centred = values - (values * counted).sum(dim=1, keepdim=True) / total
+    return centred / ((centred.square() * counted).sum(dim=1, keepdim=True) / total + 1e-8).sqrt()
