@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from omegaconf import DictConfig
 from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
 from pipelines.data.sample import Sample
-from pipelines.data.scenes import KINDS, SIZE, scenes
+from pipelines.data.scenes import KINDS, scenes
+from pipelines.train_tiny.maps import look, oracle, statistics
 from pipelines.train_tiny.model import END, VOCABULARY
 from pipelines.train_tiny.packing import prompt_ids
 
@@ -22,22 +22,45 @@ Row = dict[str, float]
 
 def evaluate(folder: Path, options: DictConfig) -> dict[str, Row]:
     """Rows of exact-match accuracy by kind: unpruned through ``generate``, then pruned before the decoder."""
-    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    processor = AutoProcessor.from_pretrained(folder)
+    model, processor = load(folder)
     samples = list(scenes("test", options.samples))
     table = {"all tokens": by_kind(samples, generated(model, processor, samples, options.batch))}
-    pictures, scores = look(model, processor, samples, options.batch)
-    patches = pictures.shape[1]
-    everything = torch.arange(patches).expand(len(samples), -1)
+    seen = look(model, processor, samples, options.batch)
+    patches = seen.tokens.shape[1]
+    maps = {
+        "random": torch.rand(seen.cls.shape, generator=torch.Generator().manual_seed(0)),
+        **statistics(samples, seen),
+        "attention received": seen.received,
+        "CLS attention": seen.cls,
+        "oracle": oracle(samples, patches),
+    }
     for ratio in options.keep_ratios:
-        for method, score in scores.items():
-            kept = score.topk(int(ratio * patches + 0.5), dim=1).indices.sort(dim=1).values
-            table[f"{method}, keep {ratio}"] = by_kind(samples, answered(model, processor, samples, pictures, kept))
+        for name, scores in maps.items():
+            table[f"{name}, keep {ratio}"] = pruned(model, processor, samples, seen.tokens, scores, ratio)
     start = len(prompt_ids(processor, "")[0])
     with hidden_from(model, options.text_only_from, slice(start, start + patches)):
-        answers = answered(model, processor, samples, pictures, everything)
-    table[f"visual tokens in {options.text_only_from} layers only"] = by_kind(samples, answers)
+        row = pruned(model, processor, samples, seen.tokens, maps["random"], ratio=1.0)
+    table[f"visual tokens in {options.text_only_from} layers only"] = row
     return table
+
+
+def load(folder: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """The exported model in float32, with attention maps, and its processor."""
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    return model, AutoProcessor.from_pretrained(folder)
+
+
+def pruned(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    samples: list[Sample],
+    tokens: torch.Tensor,
+    scores: torch.Tensor,
+    ratio: float,
+) -> Row:
+    """Accuracy when the visual tokens with the highest scores are kept, in one step before the decoder."""
+    kept = scores.topk(int(ratio * tokens.shape[1] + 0.5), dim=1).indices.sort(dim=1).values
+    return by_kind(samples, answered(model, processor, samples, tokens, kept))
 
 
 def by_kind(samples: list[Sample], answers: list[str]) -> Row:
@@ -64,42 +87,6 @@ def generated(
         tokens = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
         answers += processor.batch_decode(tokens, skip_special_tokens=True)
     return answers
-
-
-@torch.no_grad()
-def look(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, samples: list[Sample], batch: int
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Visual tokens [samples, patches, hidden] and importance maps [samples, patches], higher is kept.
-
-    Attention is that of the tower layer which feeds the projector.
-    """
-    tokens, received, cls = [], [], []
-    for first in range(0, len(samples), batch):
-        images = [sample.image for sample in samples[first : first + batch]]
-        pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
-        output = model.model.vision_tower(pixels, output_hidden_states=True, output_attentions=True)
-        tokens.append(model.model.multi_modal_projector(output.hidden_states[-2][:, 1:]))
-        attention = output.attentions[-2].mean(dim=1)
-        received.append(attention.mean(dim=1)[:, 1:])
-        cls.append(attention[:, 0, 1:])
-    noise = torch.rand(len(samples), tokens[0].shape[1], generator=torch.Generator().manual_seed(0))
-    maps = {
-        "random": noise,
-        "attention received": torch.cat(received),
-        "CLS attention": torch.cat(cls),
-        "oracle": torch.stack([asked_area(sample, noise.shape[1]) for sample in samples]) + 1e-3 * noise,
-    }
-    return torch.cat(tokens), maps
-
-
-def asked_area(sample: Sample, patches: int) -> torch.Tensor:
-    """How much of each patch lies in the regions asked about: [patches], 0 to 1."""
-    side = int(patches**0.5)
-    inside = torch.zeros(SIZE, SIZE)
-    for left, top, right, bottom in sample.regions:
-        inside[top:bottom, left:right] = 1
-    return F.avg_pool2d(inside[None], SIZE // side).flatten()
 
 
 @torch.no_grad()

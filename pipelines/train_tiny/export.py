@@ -14,15 +14,18 @@ CARD = """# A small, really trained LLaVA
 CLS), two-layer projector, Qwen2 decoder, word-level vocabulary. It answers short questions about drawn scenes
 (`pipelines/data/scenes.py`) and nothing else; words it does not know become `<unk>`.
 
-Made by `python -m pipelines.train_tiny` with `conf/train_tiny.yaml` (seed {seed}, bfloat16 autocast on a CPU) from
+Made by `python -m pipelines.train_tiny` with `conf/train_tiny.yaml` (seed {seed}, float32 on a CPU) from
 pictures drawn by the same code: no outside data, no outside weights.
 
 ## Exact match, greedy, {samples} questions of the test split
 
 The first row is what a user gets: chat template, processor, `generate()`. `keep`: share of the 256 visual tokens that
-reach the decoder, at their original positions. Attention is that of the tower layer that feeds the projector: column
-mean of the head mean (received), or the row of the CLS. The oracle keeps the tokens with most area in the boxes that
-the question asks about. In the last row the text sees all visual tokens in the first decoder layers and none later.
+reach the decoder, kept in one step, at their original positions; the last column is the mean as a share of the first
+row's. Lengths and distances from the picture's mean are those of the visual tokens or of the tower's features before
+the projector; entropy and variance those of a patch's grey levels. Attention is that of the tower layer that feeds the
+projector: column mean of the head mean (received), or the row of the CLS. The oracle keeps the tokens nearest to the
+middles of the boxes that the question asks about. In the last row the text sees all visual tokens in the first decoder
+layers and none later.
 
 {table}
 
@@ -43,10 +46,13 @@ def export(model: LlavaForConditionalGeneration, processor: LlavaProcessor, fold
 
 
 def card_table(rows: dict[str, dict[str, float]]) -> str:
-    """Accuracy rows as a Markdown table."""
+    """Accuracy rows as a Markdown table; the last column compares with the first row."""
     columns = (*KINDS, "mean")
-    lines = ["| tokens | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(f"{row[kind]:.3f}" for kind in columns) + " |" for name, row in rows.items()]
+    whole = next(iter(rows.values()))["mean"]
+    lines = ["| tokens | " + " | ".join((*columns, "share")) + " |", "|---" * (len(columns) + 2) + "|"]
+    for name, row in rows.items():
+        cells = [f"{row[column]:.3f}" for column in columns] + [f"{row['mean'] / whole:.2f}"]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -1,10 +1,10 @@
 """What a scene says about each patch, in words of the vocabulary, and its picture as a tensor.
 
 Every patch has five slots: colour, shape, glyph (digit or letter), row and column. A patch is called what is seen there
-and no more: the glyph where the glyph is, the shape around it, and the ground everywhere else, by its shade and texture,
-so that no object is known from one patch alone and the ground is named as fully as the objects are. The words serve as
-class labels for the tower and, summed as embeddings, as the *symbolic* picture for the decoder and as first target of
-the projector.
+and no more: the glyph where the glyph is, the shape around it, and elsewhere the ground, by its shade and texture. So
+no object is known from one patch alone, and the ground is named as fully as the objects are. The words serve as class
+labels for the tower and, summed as embeddings, as the *symbolic* picture for the decoder and as first target of the
+projector.
 """
 
 import numpy as np
@@ -26,8 +26,8 @@ GLYPH_REACH, FILL_REACH = 0.3, 0.5
 def patch_labels(scenes: list[Scene], patch: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Word ids [scenes, patches, 5], ``NOTHING`` in an empty slot, and the role of every patch [scenes, patches].
 
-    The role is ``GLYPH`` or ``FILL`` in the middle of an item, ``EDGE`` around it, ``GROUND`` elsewhere. An edge has the
-    words of the ground.
+    The role is ``GLYPH`` or ``FILL`` in the middle of an item, ``EDGE`` around it and ``GROUND`` elsewhere. An edge has
+    the words of the ground.
     """
     words, roles = zip(*(_labels(scene, patch) for scene in scenes), strict=True)
     return torch.from_numpy(np.stack(words)), torch.from_numpy(np.stack(roles))

@@ -20,7 +20,9 @@ from pipelines.data.describing import BUSY, COLUMNS, PLAIN, ROWS, SHADES
 from pipelines.data.scenes import COLOURS, DIGITS, GREYS, LETTERS, SHAPES, SIZE
 
 PAD, UNKNOWN, END, IMAGE = SPECIALS = ("<pad>", "<unk>", "</s>", "<image>")
-SENTENCES = "user assistant : ? . what colour is the shape shapes digit digits on and are same how many there where yes no"
+SENTENCES = (
+    "user assistant : ? . what colour is the shape shapes digit digits on and are same how many there where yes no"
+)
 SEEN = (*COLOURS, *GREYS, *SHAPES, *DIGITS, *LETTERS, *SHADES, *PLAIN, *BUSY)
 WORDS = (*SENTENCES.split(), *SEEN, *ROWS, *COLUMNS)
 VOCABULARY = {word: index for index, word in enumerate((*SPECIALS, *WORDS))}
