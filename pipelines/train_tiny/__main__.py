@@ -12,7 +12,7 @@ from pipelines.train_tiny.evaluate import evaluate
 from pipelines.train_tiny.export import card_table, export, write_card
 from pipelines.train_tiny.joint import train_joint, train_projector
 from pipelines.train_tiny.loop import LOG_FILE
-from pipelines.train_tiny.model import build_model, build_processor
+from pipelines.train_tiny.model import build_model, build_processor, start_from
 from pipelines.train_tiny.tower import NamingTower, train_tower
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,8 @@ def train(config: DictConfig) -> None:
     torch.set_num_threads(config.threads)
     folder, target = Path(config.folder), Path(config.export)
     model = build_model(config.model, config.seed)
+    if config.start:
+        start_from(model, Path(config.start))
     processor = build_processor(config.model)
     tower = NamingTower(model.model.vision_tower)
     if "tower" in config.stages:

@@ -7,7 +7,6 @@ from omegaconf import DictConfig
 from torch import nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from pipelines.data.scenes import KINDS
 from pipelines.train_tiny.batches import questions_at
 from pipelines.train_tiny.labels import FILL, patch_labels, symbolic_picture
 from pipelines.train_tiny.loop import Losses, mixed_precision, run_stage
@@ -27,14 +26,13 @@ def train_decoder(
 
     def losses_at(step: int) -> Losses:
         lesson = next(lesson for lesson in options.lessons if step < lesson.until)
-        kinds = KINDS if lesson.kinds == "all" else lesson.kinds
-        scenes, questions = questions_at(step, options, kinds, lesson.times, lesson.counts)
+        scenes, questions = questions_at(step, options, lesson.kinds, lesson.times, lesson.counts)
         words, roles = patch_labels(scenes, patch)
         places = items_first(roles, lesson.tokens, seed=step)
         words = words.gather(1, places.unsqueeze(-1).expand(-1, -1, words.shape[-1]))
         with mixed_precision(model.device):
             picture = symbolic_picture(words.to(model.device), model.get_input_embeddings())
-            loss, right = answer_loss(model, pack(processor, questions, lesson.early), picture, places, patches)
+            loss, right = answer_loss(model, pack(processor, questions), picture, places, patches)
         return {"loss": loss, "right": right}
 
     run_stage("decoder", nn.ModuleList([model.model.language_model]), losses_at, options, folder)

@@ -1,6 +1,7 @@
 """The untrained model and its processor: what is learnt and from which scenes is none of its business."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
@@ -83,6 +84,19 @@ def _initialise_decoder(decoder: Qwen2Model, std: float, embedding_std: float) -
         if parameter.dim() == 2:
             nn.init.normal_(parameter, std=std)
     nn.init.normal_(decoder.embed_tokens.weight, std=embedding_std)
+
+
+def start_from(model: LlavaForConditionalGeneration, folder: Path) -> None:
+    """Copy the weights of an earlier export into ``model``; embeddings of words that both know go word by word."""
+    earlier = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    known = PreTrainedTokenizerFast.from_pretrained(folder).get_vocab()
+    weights = earlier.state_dict()
+    embedding = model.get_input_embeddings().weight.detach().clone()
+    for word in VOCABULARY.keys() & known.keys():
+        embedding[VOCABULARY[word]] = earlier.get_input_embeddings().weight.detach()[known[word]]
+    same = {name: weights[name] for name, own in model.state_dict().items() if own.shape == weights[name].shape}
+    model.load_state_dict(same, strict=False)
+    model.get_input_embeddings().weight.data.copy_(embedding)
 
 
 def build_processor(
