@@ -1,4 +1,4 @@
-"""Stage B: projector, decoder and tower learn together to answer from pictures, always on all visual tokens."""
+"""Stage B: projector, decoder and tower learn together to answer from pictures, in the end on all visual tokens."""
 
 from pathlib import Path
 
@@ -7,7 +7,9 @@ from omegaconf import DictConfig
 from torch import nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from pipelines.data.scenes import KINDS
 from pipelines.train_tiny.batches import questions_at, scenes_at
+from pipelines.train_tiny.decoder import items_first
 from pipelines.train_tiny.labels import patch_labels, pictures, symbolic_picture
 from pipelines.train_tiny.levelling import tell_tale
 from pipelines.train_tiny.loop import Losses, run_stage
@@ -51,15 +53,17 @@ def train_joint(
     """
     patch = model.config.vision_config.patch_size
     patches = model.config.image_seq_length
-    places = torch.arange(patches).expand(options.batch, -1)
 
     def losses_at(step: int) -> Losses:
-        scenes, questions = questions_at(step, options)
+        scenes, questions = questions_at(step, options, KINDS[step % 2 :: 2])
+        roles = patch_labels(scenes, patch)[1]
         features, pooled = tower(pictures(scenes))
         picture = model.model.multi_modal_projector(features)
-        answer, right = answer_loss(model, pack(processor, questions), picture, places, patches)
+        places = items_first(roles, options.tokens if step < options.whole_from else patches, seed=step)
+        kept = picture.gather(1, places.unsqueeze(-1).expand(-1, -1, picture.shape[-1]))
+        answer, right = answer_loss(model, pack(processor, questions), kept, places, patches)
         side = tower.losses(scenes, features, pooled)
-        telling = side["telling"] + tell_tale(picture, patch_labels(scenes, patch)[1])
+        telling = side["telling"] + tell_tale(picture, roles)
         loss = answer + options.naming_weight * side["naming"] + options.caption_weight * side["caption"]
         loss = loss + options.telling_weight * telling
         return {"loss": loss, "answer": answer, "right": right, "telling": telling, "glyph": side["glyph"]}
