@@ -49,8 +49,8 @@ class Encoded:
     def fold(self, projector: LlavaMultiModalProjector) -> None:
         """Let a projector that was trained on standardised features take the tower's own, in place."""
         first = projector.linear_1
-        first.weight /= self.std.to(first.weight)
-        first.bias -= first.weight @ self.mean.to(first.weight)
+        first.weight.div_(self.std.to(first.weight))
+        first.bias.sub_(first.weight @ self.mean.to(first.weight))
 
 
 def on_photo(index: int) -> bool:

@@ -47,7 +47,9 @@ def evaluate(folder: Path, options: DictConfig, background: Background | None = 
 
 def load(folder: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """The exported model in float32, with attention maps, and its processor."""
-    return load_model(folder, dtype="float32", device="cpu", attention="eager")
+    model, processor = load_model(folder, dtype="float32", device="cpu", attention="eager")
+    assert isinstance(model, LlavaForConditionalGeneration) and isinstance(processor, LlavaProcessor)
+    return model, processor
 
 
 def pruned(
