@@ -32,7 +32,7 @@ def train_decoder(
         words = words.gather(1, places.unsqueeze(-1).expand(-1, -1, words.shape[-1]))
         with mixed_precision(model.device):
             picture = symbolic_picture(words.to(model.device), model.get_input_embeddings())
-            loss, right = answer_loss(model, pack(processor, questions), picture, places, patches)
+            loss, right = answer_loss(model, pack(processor, questions, lesson.early), picture, places, patches)
         return {"loss": loss, "right": right}
 
     run_stage("decoder", nn.ModuleList([model.model.language_model]), losses_at, options, folder)

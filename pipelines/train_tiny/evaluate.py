@@ -45,7 +45,7 @@ def evaluate(folder: Path, options: DictConfig, background: Background | None = 
     return table
 
 
-def load(folder: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def load(folder: Path | str) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """The exported model in float32, with attention maps, and its processor."""
     model, processor = load_model(folder, dtype="float32", device="cpu", attention="eager")
     assert isinstance(model, LlavaForConditionalGeneration) and isinstance(processor, LlavaProcessor)

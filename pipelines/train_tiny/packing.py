@@ -38,8 +38,11 @@ def prompt_ids(processor: LlavaProcessor, question: str) -> tuple[list[int], lis
     return ids[:image], ids[image + 1 :]
 
 
-def pack(processor: LlavaProcessor, batch: list[list[Question]]) -> Packed:
-    """Pack each inner list of questions into one row."""
+def pack(processor: LlavaProcessor, batch: list[list[Question]], early: int = 0) -> Packed:
+    """Pack each inner list of questions into one row.
+
+    With ``early``, so many words before the end of the prompt must name the answer's first word already.
+    """
     rows: list[list[tuple[int, int, int, int]]] = []
     head: list[int] = []
     for questions in batch:
@@ -47,7 +50,7 @@ def pack(processor: LlavaProcessor, batch: list[list[Question]]) -> Packed:
         for segment, question in enumerate(questions, start=1):
             head, ids = prompt_ids(processor, question.text)
             answer = [*processor.tokenizer(question.answer)["input_ids"], VOCABULARY[END]]
-            labels = [IGNORED] * (len(ids) - 1) + answer + [IGNORED]
+            labels = [IGNORED] * (len(ids) - 1 - early) + answer[:1] * early + answer + [IGNORED]
             row += [(*token, segment) for token in zip(ids + answer, range(len(labels)), labels, strict=True)]
         rows.append(row)
     longest = max(map(len, rows))
