@@ -10,7 +10,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from pipelines.data.scenes import KINDS
 from pipelines.train_tiny.batches import questions_at, scenes_at
 from pipelines.train_tiny.decoder import items_first
-from pipelines.train_tiny.labels import patch_labels, pictures, symbolic_picture
+from pipelines.train_tiny.labels import SLOTS, patch_labels, pictures, symbolic_picture
 from pipelines.train_tiny.levelling import tell_tale
 from pipelines.train_tiny.loop import Losses, run_stage
 from pipelines.train_tiny.packing import answer_loss, pack
@@ -57,15 +57,16 @@ def train_joint(
     def losses_at(step: int) -> Losses:
         scenes, questions = questions_at(step, options, KINDS[step % 2 :: 2])
         roles = patch_labels(scenes, patch)[1]
-        features, pooled = tower(pictures(scenes))
+        features, pooled, received = tower(pictures(scenes))
         picture = model.model.multi_modal_projector(features)
         places = items_first(roles, options.tokens if step < options.whole_from else patches, seed=step)
         kept = picture.gather(1, places.unsqueeze(-1).expand(-1, -1, picture.shape[-1]))
         answer, right = answer_loss(model, pack(processor, questions), kept, places, patches)
-        side = tower.losses(scenes, features, pooled)
+        side = tower.losses(scenes, features, pooled, received)
         telling = side["telling"] + tell_tale(picture, roles)
         loss = answer + options.naming_weight * side["naming"] + options.caption_weight * side["caption"]
-        loss = loss + options.telling_weight * telling
-        return {"loss": loss, "answer": answer, "right": right, "telling": telling, "glyph": side["glyph"]}
+        loss = loss + options.telling_weight * telling + options.gaze_weight * side["gaze"]
+        shown = {name: side[name] for name in ("gaze", *SLOTS[:3])}
+        return {"loss": loss, "answer": answer, "right": right, "telling": telling, **shown}
 
     run_stage("joint", nn.ModuleList([model, tower]), losses_at, options, folder)

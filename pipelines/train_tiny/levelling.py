@@ -1,8 +1,10 @@
-"""A penalty that keeps trivial statistics of the visual tokens from telling items from the ground."""
+"""Penalties that keep trivial statistics of visual tokens, and in part attention, from telling items from the ground."""
 
 import torch
 
 from pipelines.train_tiny.labels import EDGE, FILL, GLYPH
+
+ALLOWED = 0.25
 
 
 def tell_tale(tokens: torch.Tensor, roles: torch.Tensor) -> torch.Tensor:
@@ -23,6 +25,22 @@ def tell_tale(tokens: torch.Tensor, roles: torch.Tensor) -> torch.Tensor:
             for role in (GLYPH, FILL):
                 told.append((value * _standard((roles == role).float(), counted) * counted).sum(1) / counted.sum(1))
     return torch.stack(told).square().mean()
+
+
+def gaze(received: torch.Tensor, roles: torch.Tensor) -> torch.Tensor:
+    """Squared excess of the correlation between the attention that patches receive and where glyphs are.
+
+    A tower trained on labels looks at little else than glyphs, so that its attention would be an oracle. Real towers'
+    attention knows the objects in part; so may this one's, up to a correlation of ``ALLOWED``.
+
+    Args:
+        received: attention received by each patch, [pictures, patches].
+        roles: what each patch is, [pictures, patches].
+    """
+    counted = (roles != EDGE).float()
+    glyphs = _standard((roles == GLYPH).float(), counted)
+    told = (_standard(received.log(), counted) * glyphs * counted).sum(dim=1) / counted.sum(dim=1)
+    return (told - ALLOWED).relu().square().mean()
 
 
 def _standard(values: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 from pipelines.data.scenes import Scene
 from pipelines.train_tiny.batches import scenes_at
 from pipelines.train_tiny.labels import EDGE, FILL, GROUND, NOTHING, SLOTS, patch_labels, pictures, scene_words
-from pipelines.train_tiny.levelling import tell_tale
+from pipelines.train_tiny.levelling import gaze, tell_tale
 from pipelines.train_tiny.loop import Losses, run_stage
 from pipelines.train_tiny.model import VOCABULARY
 
@@ -25,13 +25,26 @@ class NamingTower(nn.Module):
         self.patch_head = nn.Linear(width, len(SLOTS) * len(VOCABULARY))
         self.scene_head = nn.Linear(width, len(VOCABULARY))
 
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features [images, patches, width] that the projector gets, and the pooled CLS [images, width]."""
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Features that the projector gets [images, patches, width], the pooled CLS and the attention received."""
         output = self.vision_tower(pixels, output_hidden_states=True)
-        return output.hidden_states[-2][:, 1:], output.pooler_output
+        received = self._received(output.hidden_states[-3])
+        return output.hidden_states[-2][:, 1:], output.pooler_output, received
 
-    def losses(self, scenes: list[Scene], features: torch.Tensor, pooled: torch.Tensor) -> Losses:
-        """Losses of naming patches, of the caption and of lengths that tell; the share of words named right by slot.
+    def _received(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Mean attention that each patch gets in the layer that feeds the projector: [images, patches]."""
+        layer = self.vision_tower.encoder.layers[-2]
+        hidden, attention = layer.layer_norm1(hidden), layer.self_attn
+        heads = (-1, attention.head_dim)
+        query = attention.q_proj(hidden).unflatten(-1, heads).transpose(1, 2)
+        key = attention.k_proj(hidden).unflatten(-1, heads).transpose(1, 2)
+        weights = (query @ key.transpose(2, 3) * attention.scale).softmax(dim=-1)
+        return weights.mean(dim=(1, 2))[:, 1:]
+
+    def losses(
+        self, scenes: list[Scene], features: torch.Tensor, pooled: torch.Tensor, received: torch.Tensor
+    ) -> Losses:
+        """Losses of naming patches, the caption and what lengths and attention tell; the words named right by slot.
 
         Items and ground weigh the same, and so do the slots of items. The edges of items may be called anything.
         """
@@ -47,6 +60,7 @@ class NamingTower(nn.Module):
             "naming": named + each[roles == GROUND].mean() + each[silent].mean(),
             "caption": F.binary_cross_entropy_with_logits(self.scene_head(pooled), scene_words(scenes)) * 4,
             "telling": tell_tale(features, roles),
+            "gaze": gaze(received, roles),
             **{name: right[..., slot][spoken[..., slot]].float().mean() for slot, name in enumerate(SLOTS[:3])},
         }
 
