@@ -1,4 +1,4 @@
-"""Penalties that keep trivial statistics of visual tokens, and in part attention, from telling items from the ground."""
+"""Penalties that keep trivial statistics of visual tokens, and in part attention, from telling where items are."""
 
 import torch
 
