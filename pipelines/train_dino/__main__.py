@@ -5,7 +5,7 @@ from pathlib import Path
 
 import hydra
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from pipelines.data.photos import photo_background
 from pipelines.train_dino.encode import encode
@@ -18,7 +18,7 @@ from pipelines.train_tiny.loop import LOG_FILE
 
 log = logging.getLogger(__name__)
 
-GROUNDS = {"on photographs": photo_background, "on drawn grounds": None}
+GROUNDS = {"photos": photo_background, "scenes": None}
 
 
 def train(config: DictConfig) -> None:
@@ -35,10 +35,12 @@ def train(config: DictConfig) -> None:
         train_answers(model, processor, encoded, config.answers, folder)
         export(model, processor, encoded, target)
     if "evaluate" in config.stages:
-        tables = {name: card_table(evaluate(target, config.evaluate, ground)) for name, ground in GROUNDS.items()}
+        tables = {}
+        for ground, samples in config.evaluate.samples.items():
+            options = OmegaConf.merge(config.evaluate, {"samples": samples})
+            tables[ground] = card_table(evaluate(target, options, GROUNDS[ground]))
+            log.info("exact match on %d test questions of data=%s\n%s", samples, ground, tables[ground])
         write_card(target, tables, folder / LOG_FILE, config)
-        for name, table in tables.items():
-            log.info("exact match %s on %d test questions\n%s", name, config.evaluate.samples, table)
 
 
 @hydra.main(version_base="1.3", config_path="../../conf", config_name="train_dino")

@@ -33,7 +33,7 @@ to the middles of the boxes that the question asks about.
 """
 
 TABLE = """
-## Exact match, greedy, {samples} questions of the test split, {ground}
+## Exact match, greedy, {samples} questions of the test split of `data={ground}`
 
 {table}
 """
@@ -66,5 +66,5 @@ def write_card(folder: Path, tables: dict[str, str], log_file: Path, config: Dic
     layers = " and ".join(map(str, config.model.feature_layers))
     card = CARD.format(layers=layers, seed=config.seed, scenes=config.encode.scenes)
     for ground, table in tables.items():
-        card += TABLE.format(samples=config.evaluate.samples, ground=ground, table=table)
+        card += TABLE.format(samples=config.evaluate.samples[ground], ground=ground, table=table)
     (folder / "README.md").write_text(card + LOG.format(log="\n".join(last.values())))
