@@ -20,8 +20,9 @@ This folder holds projector, decoder and tokenizer in float16. The tower is read
 DINOv2-small in ONNX form below a saliency head; whether its author went on training the tower is not known. No object
 label of ours shaped it: it was frozen throughout.
 
-Made by `python -m pipelines.train_dino` with `conf/train_dino.yaml` (seed {seed}, float32 on a CPU): {scenes} training
-scenes, encoded once, every second one on a photograph that scikit-image, scikit-learn or matplotlib bring along. The
+Made by `python -m pipelines.train_dino` with `conf/train_dino.yaml` (seed {seed}, on {device}): {scenes} scenes,
+encoded once, every second one on a photograph that scikit-image, scikit-learn or matplotlib bring along. The decoder
+began as what `python -m pipelines.train_tiny stages=[decoder]` leaves, which has read symbolic pictures only. The
 pictures below stand on other photographs than those of the training.
 
 The first row of each table is what a user gets: chat template, processor, `generate()`. `keep`: share of the 256 visual
@@ -64,7 +65,7 @@ def write_card(folder: Path, tables: dict[str, str], log_file: Path, config: Dic
     """Write README.md with the measured tables, by ground, and how each stage ended."""
     last = {line.split()[0]: line for line in log_file.read_text().splitlines()}
     layers = " and ".join(map(str, config.model.feature_layers))
-    card = CARD.format(layers=layers, seed=config.seed, scenes=config.encode.scenes)
+    card = CARD.format(layers=layers, seed=config.seed, scenes=config.encode.scenes, device=config.device)
     for ground, table in tables.items():
         card += TABLE.format(samples=config.evaluate.samples[ground], ground=ground, table=table)
     (folder / "README.md").write_text(card + LOG.format(log="\n".join(last.values())))
