@@ -7,7 +7,6 @@ from omegaconf import DictConfig
 from torch import nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from pipelines.data.scenes import KINDS
 from pipelines.train_tiny.batches import questions_at, scenes_at
 from pipelines.train_tiny.decoder import items_first
 from pipelines.train_tiny.labels import SLOTS, patch_labels, pictures, symbolic_picture
@@ -55,14 +54,14 @@ def train_joint(
     patches = model.config.image_seq_length
 
     def losses_at(step: int) -> Losses:
-        scenes, questions = questions_at(step, options, KINDS[step % 2 :: 2])
+        scenes, questions = questions_at(step, options, options.kinds)
         roles = patch_labels(scenes, patch)[1]
-        features, pooled, received = tower(pictures(scenes))
+        features, pooled, attention = tower(pictures(scenes))
         picture = model.model.multi_modal_projector(features)
         places = items_first(roles, options.tokens if step < options.whole_from else patches, seed=step)
         kept = picture.gather(1, places.unsqueeze(-1).expand(-1, -1, picture.shape[-1]))
         answer, right = answer_loss(model, pack(processor, questions), kept, places, patches)
-        side = tower.losses(scenes, features, pooled, received)
+        side = tower.losses(scenes, features, pooled, attention)
         telling = side["telling"] + tell_tale(picture, roles)
         loss = answer + options.naming_weight * side["naming"] + options.caption_weight * side["caption"]
         loss = loss + options.telling_weight * telling + options.gaze_weight * side["gaze"]

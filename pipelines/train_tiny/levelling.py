@@ -4,7 +4,7 @@ import torch
 
 from pipelines.train_tiny.labels import EDGE, FILL, GLYPH
 
-ALLOWED = 0.25
+PART = 0.25
 
 
 def tell_tale(tokens: torch.Tensor, roles: torch.Tensor) -> torch.Tensor:
@@ -27,20 +27,20 @@ def tell_tale(tokens: torch.Tensor, roles: torch.Tensor) -> torch.Tensor:
     return torch.stack(told).square().mean()
 
 
-def gaze(received: torch.Tensor, roles: torch.Tensor) -> torch.Tensor:
-    """Squared excess of the correlation between the attention that patches receive and where glyphs are.
+def gaze(attention: torch.Tensor, roles: torch.Tensor) -> torch.Tensor:
+    """How far the correlation between the attention on patches and where glyphs are is from ``PART``, squared.
 
-    A tower trained on labels looks at little else than glyphs, so that its attention would be an oracle. Real towers'
-    attention knows the objects in part; so may this one's, up to a correlation of ``ALLOWED``.
+    A tower trained on labels looks at little else than glyphs, so that the attention received would be an oracle, and
+    its CLS may as well look elsewhere. Real towers' attention knows the objects in part; this one's is made to.
 
     Args:
-        received: attention received by each patch, [pictures, patches].
+        attention: attention on each patch, [pictures, patches].
         roles: what each patch is, [pictures, patches].
     """
     counted = (roles != EDGE).float()
     glyphs = _standard((roles == GLYPH).float(), counted)
-    told = (_standard(received.log(), counted) * glyphs * counted).sum(dim=1) / counted.sum(dim=1)
-    return (told - ALLOWED).relu().square().mean()
+    told = (_standard(attention.log(), counted) * glyphs * counted).sum(dim=1) / counted.sum(dim=1)
+    return (told - PART).square().mean()
 
 
 def _standard(values: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:

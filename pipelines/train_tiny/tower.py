@@ -26,23 +26,22 @@ class NamingTower(nn.Module):
         self.scene_head = nn.Linear(width, len(VOCABULARY))
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Features that the projector gets [images, patches, width], the pooled CLS and the attention received."""
+        """Features that the projector gets [images, patches, width], the pooled CLS, the attention of that layer."""
         output = self.vision_tower(pixels, output_hidden_states=True)
-        received = self._received(output.hidden_states[-3])
-        return output.hidden_states[-2][:, 1:], output.pooler_output, received
+        return output.hidden_states[-2][:, 1:], output.pooler_output, self._attention(output.hidden_states[-3])
 
-    def _received(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Mean attention that each patch gets in the layer that feeds the projector: [images, patches]."""
+    def _attention(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Attention on patches in the layer that feeds the projector, received and of the CLS: [2, images, patches]."""
         layer = self.vision_tower.encoder.layers[-2]
         hidden, attention = layer.layer_norm1(hidden), layer.self_attn
         heads = (-1, attention.head_dim)
         query = attention.q_proj(hidden).unflatten(-1, heads).transpose(1, 2)
         key = attention.k_proj(hidden).unflatten(-1, heads).transpose(1, 2)
-        weights = (query @ key.transpose(2, 3) * attention.scale).softmax(dim=-1)
-        return weights.mean(dim=(1, 2))[:, 1:]
+        weights = (query @ key.transpose(2, 3) * attention.scale).softmax(dim=-1).mean(dim=1)
+        return torch.stack([weights.mean(dim=1), weights[:, 0]])[..., 1:]
 
     def losses(
-        self, scenes: list[Scene], features: torch.Tensor, pooled: torch.Tensor, received: torch.Tensor
+        self, scenes: list[Scene], features: torch.Tensor, pooled: torch.Tensor, attention: torch.Tensor
     ) -> Losses:
         """Losses of naming patches, the caption and what lengths and attention tell; the words named right by slot.
 
@@ -60,7 +59,7 @@ class NamingTower(nn.Module):
             "naming": named + each[roles == GROUND].mean() + each[silent].mean(),
             "caption": F.binary_cross_entropy_with_logits(self.scene_head(pooled), scene_words(scenes)) * 4,
             "telling": tell_tale(features, roles),
-            "gaze": gaze(received, roles),
+            "gaze": torch.stack([gaze(each, roles) for each in attention]).mean(),
             **{name: right[..., slot][spoken[..., slot]].float().mean() for slot, name in enumerate(SLOTS[:3])},
         }
 
