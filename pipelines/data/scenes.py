@@ -72,66 +72,46 @@ def scene_rng(split: str, index: int) -> np.random.Generator:
 
 
 def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question:
-    """A question of the given kind about one, two or, where it counts, all alike objects of the scene."""
+    """A question of the given kind about one or two random objects of the scene."""
     target, other = (scene.objects[index] for index in rng.permutation(len(scene.objects))[:2])
-    text, answer, asked = _ASKERS[kind](scene, target, other, rng)
+    text, answer, asked = _ASKERS[kind](target, other)
     return Question(kind, text, answer, tuple(item.box for item in asked))
 
 
 _Asked = tuple[str, str, tuple[Item, ...]]
 
 
-def _colour(scene: Scene, target: Item, other: Item, rng: np.random.Generator) -> _Asked:
+def _colour(target: Item, other: Item) -> _Asked:
     return f"what colour is the {target.glyph} on?", target.colour, (target,)
 
 
-def _shape(scene: Scene, target: Item, other: Item, rng: np.random.Generator) -> _Asked:
+def _shape(target: Item, other: Item) -> _Asked:
     return f"what shape is {target.colour}?", target.shape, (target,)
 
 
-def _digit(scene: Scene, target: Item, other: Item, rng: np.random.Generator) -> _Asked:
+def _digit(target: Item, other: Item) -> _Asked:
     return f"what digit is on the {target.colour} shape?", target.glyph, (target,)
 
 
-def _shape_by_digit(scene: Scene, target: Item, other: Item, rng: np.random.Generator) -> _Asked:
+def _shape_by_digit(target: Item, other: Item) -> _Asked:
     return f"what shape is the {target.glyph} on?", target.shape, (target,)
 
 
-def _where(scene: Scene, target: Item, other: Item, rng: np.random.Generator) -> _Asked:
+def _where(target: Item, other: Item) -> _Asked:
     return f"where is the {target.colour} shape?", " ".join(target.place), (target,)
 
 
-def _two_digits(scene: Scene, target: Item, other: Item, rng: np.random.Generator) -> _Asked:
+def _two_digits(target: Item, other: Item) -> _Asked:
     text = f"what digits are on the {target.colour} shape and the {other.colour} shape?"
     return text, f"{target.glyph} {other.glyph}", (target, other)
 
 
-def _same_shape(scene: Scene, target: Item, other: Item, rng: np.random.Generator) -> _Asked:
-    """Yes half of the time, if any two objects of the scene are alike."""
-    alike = rng.random() < 0.5
-    pairs = [(a, b) for a in scene.objects for b in scene.objects if a is not b and (a.shape == b.shape) == alike]
-    if pairs:
-        target, other = pairs[rng.integers(len(pairs))]
-    answer = "yes" if target.shape == other.shape else "no"
-    return f"are the {target.colour} and the {other.colour} shape the same shape?", answer, (target, other)
-
-
-def _count(scene: Scene, target: Item, other: Item, rng: np.random.Generator) -> _Asked:
-    """Every number that occurs is the answer equally often; distractors count."""
-    alike = {shape: tuple(item for item in scene.items if item.shape == shape) for shape in SHAPES}
-    number = rng.choice(sorted({len(items) for items in alike.values()} - {0}))
-    shape = str(rng.choice([shape for shape, items in alike.items() if len(items) == number]))
-    return f"how many {shape} shapes are there?", str(number), alike[shape]
-
-
-_ASKERS: dict[str, Callable[[Scene, Item, Item, np.random.Generator], _Asked]] = {
+_ASKERS: dict[str, Callable[[Item, Item], _Asked]] = {
     "colour": _colour,
     "shape": _shape,
     "digit": _digit,
     "shape_by_digit": _shape_by_digit,
     "where": _where,
     "two_digits": _two_digits,
-    "same_shape": _same_shape,
-    "count": _count,
 }
 KINDS = tuple(_ASKERS)

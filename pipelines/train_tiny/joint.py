@@ -54,7 +54,7 @@ def train_joint(
     patches = model.config.image_seq_length
 
     def losses_at(step: int) -> Losses:
-        scenes, questions = questions_at(step, options, options.kinds)
+        scenes, questions = questions_at(step, options)
         roles = patch_labels(scenes, patch)[1]
         features, pooled, attention = tower(pictures(scenes))
         picture = model.model.multi_modal_projector(features)

@@ -84,7 +84,7 @@ def test_a_background_picture_shows_around_the_items():
     assert np.abs(image[items] - 100).max() > 100
 
 
-def facts(scene, kind: str, asked: list) -> str:
+def facts(kind: str, asked: list) -> str:
     """The answer, found by another way than the asker's: from the objects that the regions point at."""
     first, last = asked[0], asked[-1]
     return {
@@ -94,8 +94,6 @@ def facts(scene, kind: str, asked: list) -> str:
         "shape_by_digit": first.shape,
         "where": " ".join(first.place),
         "two_digits": f"{first.glyph} {last.glyph}",
-        "same_shape": "yes" if first.shape == last.shape else "no",
-        "count": str(sum(item.shape == first.shape for item in scene.items)),
     }[kind]
 
 
@@ -106,11 +104,8 @@ def test_answers_follow_from_the_objects_in_the_regions():
         for kind in KINDS:
             question = ask(scene, kind, rng)
             asked = [by_box[box] for box in question.regions]
-            assert question.answer == facts(scene, kind, asked)
-            if kind == "count":
-                assert len(asked) == int(question.answer) and asked[0].shape in question.text
-            else:
-                assert all(item.colour in question.text or item.glyph in question.text.split() for item in asked)
+            assert question.answer == facts(kind, asked)
+            assert all(item.colour in question.text or item.glyph in question.text.split() for item in asked)
 
 
 def test_no_answer_is_much_likelier_than_the_others():
@@ -121,8 +116,8 @@ def test_no_answer_is_much_likelier_than_the_others():
         question = ask(describe(rng), KINDS[index % len(KINDS)], rng)
         answers[question.kind].append(question.answer)
     commonest = {kind: max(map(given.count, given)) / len(given) for kind, given in answers.items()}
-    assert max(commonest.values()) < 0.7
-    assert np.mean(list(commonest.values())) < 0.4
+    assert max(commonest.values()) < 0.5
+    assert np.mean(list(commonest.values())) < 0.3
 
 
 def test_objects_do_not_fit_the_budget_of_a_tenth():
