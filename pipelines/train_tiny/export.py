@@ -14,8 +14,8 @@ CARD = """# A small, really trained LLaVA
 CLS), two-layer projector, Qwen2 decoder, word-level vocabulary. It answers short questions about drawn scenes
 (`pipelines/data/scenes.py`) and nothing else; words it does not know become `<unk>`.
 
-Made by `python -m pipelines.train_tiny` with `conf/train_tiny.yaml` (seed {seed}, float32 on a CPU) from
-pictures drawn by the same code: no outside data, no outside weights.
+Made by `python -m pipelines.train_tiny` with `conf/train_tiny.yaml` (seed {seed}, float32 on a CPU) from pictures drawn
+by the same code: no outside data, no outside weights. It went on from the model that was in `{start}` before.
 
 ## Exact match, greedy, {samples} questions of the test split
 
@@ -59,5 +59,7 @@ def card_table(rows: dict[str, dict[str, float]]) -> str:
 def write_card(folder: Path, table: str, log_file: Path, config: DictConfig) -> None:
     """Write README.md with the measured table and how each stage ended."""
     last = {line.split()[0]: line for line in log_file.read_text().splitlines()}
-    card = CARD.format(seed=config.seed, samples=config.evaluate.samples, table=table, log="\n".join(last.values()))
+    log = "\n".join(last.values())
+    samples = config.evaluate.samples
+    card = CARD.format(seed=config.seed, start=config.start, samples=samples, table=table, log=log)
     (folder / "README.md").write_text(card)
