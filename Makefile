@@ -6,7 +6,7 @@ OLDEST := .venv-oldest
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint pytest test-oldest support train-tiny ui clean
+.PHONY: help install demo test lint pytest test-oldest support train-tiny train-dino ui clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -44,6 +44,10 @@ support: install ## Write the README's table of families, prompts and attention 
 
 train-tiny: install ## Train the shipped model again (about two hours on one core).
 	$(BIN)/python -m pipelines.train_tiny
+
+train-dino: install ## Train the model on DINOv2 again, after train-tiny (about two hours on one core).
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dino]'
+	$(BIN)/python -m pipelines.train_dino
 
 ui: install ## Compare trials in the MLflow UI, at http://127.0.0.1:5000.
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db

@@ -4,12 +4,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+    LlavaForConditionalGeneration,
+    PretrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
+from multimodal.dinov2 import tower_weights
 from multimodal.errors import FlowpruneError
 from multimodal.families import check_supported
 
-SHIPPED = {"tiny": Path(__file__).parent / "tiny"}
+SHIPPED = {name: Path(__file__).parent / name for name in ("tiny", "dino")}
 
 
 def load_model(
@@ -24,7 +35,7 @@ def load_model(
     """Load a model for inference and its processor.
 
     Args:
-        model: ``tiny`` (shipped), a local folder, or a hub id of a supported family.
+        model: ``tiny`` or ``dino`` (shipped), a local folder, or a hub id of a supported family.
         revision: of the hub repository.
         dtype: ``auto`` (the checkpoint's; float32 on a CPU), ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto`` (CUDA if there is one), or a torch device.
@@ -32,27 +43,37 @@ def load_model(
         trust_remote_code: run code from the repository; off unless you ask.
 
     Raises:
-        FlowpruneError: nothing there, or the family is not supported.
+        FlowpruneError: nothing there, the family is not supported, or the tower of ``dino`` is not installed.
     """
     where = str(SHIPPED.get(str(model), model))
     place = chosen_device(device)
     if not Path(where).exists() and (where.startswith(("/", ".", "~")) or where.count("/") > 1):
-        raise FlowpruneError(f"The model {where} does not exist: give 'tiny', a local folder or a hub id.")
+        raise FlowpruneError(f"The model {where} does not exist: give 'tiny', 'dino', a local folder or a hub id.")
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = _reading(where, lambda: AutoConfig.from_pretrained(where, **common))
     check_supported(config.model_type)
     if dtype == "auto" and place.type == "cpu":
         dtype = "float32"
     try:
-        loaded = AutoModelForImageTextToText.from_pretrained(
-            where, dtype=dtype, attn_implementation=attention, **common
-        )
+        loaded = _loaded(where, config, dtype=dtype, attn_implementation=attention, **common)
     except ImportError as error:
         raise FlowpruneError(f"attention {attention!r} is not installed ({error}): use attention='sdpa'.") from error
     processor = _reading(where, lambda: AutoProcessor.from_pretrained(where, **common))
     processor.tokenizer.padding_side = "left"
     loaded.to(place)  # type: ignore[arg-type]
     return loaded.eval(), processor
+
+
+def _loaded(where: str, config: PretrainedConfig, **options: Any) -> PreTrainedModel:
+    """The model of a folder or hub id; ``dino``'s is put together, for its vision tower is not in its folder."""
+    if Path(where).resolve() != SHIPPED["dino"].resolve():
+        return AutoModelForImageTextToText.from_pretrained(where, **options)
+    tower = {f"model.vision_tower.{name}": weight for name, weight in tower_weights().items()}
+    weights = load_file(Path(where) / "model.safetensors") | tower
+    model = LlavaForConditionalGeneration.from_pretrained(None, config=config, state_dict=weights, **options)
+    model.name_or_path = model.config._name_or_path = where
+    model.generation_config = GenerationConfig.from_pretrained(where)
+    return model
 
 
 def chosen_device(device: str) -> torch.device:
@@ -66,5 +87,5 @@ def _reading(where: str, read: Any) -> Any:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FlowpruneError(
-            f"No model could be read from {where!r} ({reason}): give 'tiny', a local folder or a hub id."
+            f"No model could be read from {where!r} ({reason}): give 'tiny', 'dino', a local folder or a hub id."
         ) from error

@@ -61,7 +61,7 @@ class Columns(_Group):
 class DataSettings(_Group):
     """conf/data."""
 
-    source: Literal["scenes", "folder", "datasets"]
+    source: Literal["scenes", "photos", "folder", "datasets"]
     path: str | None
     calibration: int = Field(ge=1)
     heldout: int = Field(ge=1)

@@ -8,6 +8,7 @@ from typing import Literal
 from multimodal import FlowpruneError
 from pipelines.data.folder import folder_rows
 from pipelines.data.hub import hub_rows
+from pipelines.data.photos import photo_background
 from pipelines.data.sample import Sample
 from pipelines.data.scenes import scenes
 from pipelines.settings import DataSettings
@@ -27,11 +28,12 @@ def load_samples(data: DataSettings, part: Part, seed: int) -> list[Sample]:
     Raises:
         FlowpruneError: the data are missing, empty or broken; names the file and line.
     """
-    if data.source == "scenes":
+    if data.source in ("scenes", "photos"):
         if data.split not in ("heldout", "test"):
             raise FlowpruneError(f"data.split is {data.split!r}: the scenes have heldout and test.")
         split = "calibration" if part == "calibration" else data.split
-        return list(scenes(split, data.calibration if part == "calibration" else data.heldout))
+        count = data.calibration if part == "calibration" else data.heldout
+        return list(scenes(split, count, background=photo_background if data.source == "photos" else None))
     if not data.path:
         raise FlowpruneError(f"data.path is missing: say where the {data.source} is.")
     rows = folder_rows(data.path) if data.source == "folder" else hub_rows(data)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from pipelines.data.describing import COLOURS, DIGITS, GREYS, LETTERS, SHAPES, SIZE, Item, Scene, describe
 from pipelines.data.drawing import OUTLINES, render
@@ -47,13 +48,20 @@ class Question:
     regions: tuple[tuple[int, int, int, int], ...]
 
 
-def scenes(split: str, count: int, start: int = 0) -> Iterator[Sample]:
-    """Samples ``start`` to ``start + count`` of a split, one question a scene, the kinds taking turns."""
+Background = Callable[[str, int], Image.Image]
+
+
+def scenes(split: str, count: int, start: int = 0, background: Background | None = None) -> Iterator[Sample]:
+    """Samples ``start`` to ``start + count`` of a split, one question a scene, the kinds taking turns.
+
+    With ``background``, a picture by split and index, they are drawn on that instead of grounds of their own.
+    """
     for index in range(start, start + count):
         rng = scene_rng(split, index)
         scene = describe(rng)
         question = ask(scene, KINDS[index % len(KINDS)], rng)
-        yield Sample(render(scene), question.text, question.answer, question.kind, question.regions)
+        image = render(scene, background(split, index) if background else None)
+        yield Sample(image, question.text, question.answer, question.kind, question.regions)
 
 
 def scene_rng(split: str, index: int) -> np.random.Generator:

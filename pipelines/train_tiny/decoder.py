@@ -9,7 +9,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from pipelines.train_tiny.batches import questions_at
 from pipelines.train_tiny.labels import FILL, patch_labels, symbolic_picture
-from pipelines.train_tiny.loop import Losses, run_stage
+from pipelines.train_tiny.loop import Losses, mixed_precision, run_stage
 from pipelines.train_tiny.packing import answer_loss, pack
 
 
@@ -30,8 +30,9 @@ def train_decoder(
         words, roles = patch_labels(scenes, patch)
         places = items_first(roles, lesson.tokens, seed=step)
         words = words.gather(1, places.unsqueeze(-1).expand(-1, -1, words.shape[-1]))
-        picture = symbolic_picture(words, model.get_input_embeddings())
-        loss, right = answer_loss(model, pack(processor, questions, lesson.early), picture, places, patches)
+        with mixed_precision(model.device):
+            picture = symbolic_picture(words.to(model.device), model.get_input_embeddings())
+            loss, right = answer_loss(model, pack(processor, questions, lesson.early), picture, places, patches)
         return {"loss": loss, "right": right}
 
     run_stage("decoder", nn.ModuleList([model.model.language_model]), losses_at, options, folder)

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from multimodal import load_model
 from pipelines.data.sample import Sample
-from pipelines.data.scenes import KINDS, scenes
+from pipelines.data.scenes import KINDS, Background, scenes
 from pipelines.train_tiny.maps import look, oracle, statistics
 from pipelines.train_tiny.model import END, VOCABULARY
 from pipelines.train_tiny.packing import prompt_ids
@@ -20,10 +21,10 @@ LONGEST_ANSWER = 3
 Row = dict[str, float]
 
 
-def evaluate(folder: Path, options: DictConfig) -> dict[str, Row]:
+def evaluate(folder: Path, options: DictConfig, background: Background | None = None) -> dict[str, Row]:
     """Rows of exact-match accuracy by kind: unpruned through ``generate``, then pruned before the decoder."""
     model, processor = load(folder)
-    samples = list(scenes("test", options.samples))
+    samples = list(scenes("test", options.samples, background=background))
     table = {"all tokens": by_kind(samples, generated(model, processor, samples, options.batch))}
     seen = look(model, processor, samples, options.batch)
     patches = seen.tokens.shape[1]
@@ -46,8 +47,9 @@ def evaluate(folder: Path, options: DictConfig) -> dict[str, Row]:
 
 def load(folder: Path | str) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """The exported model in float32, with attention maps, and its processor."""
-    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    return model, AutoProcessor.from_pretrained(folder)
+    model, processor = load_model(folder, dtype="float32", device="cpu", attention="eager")
+    assert isinstance(model, LlavaForConditionalGeneration) and isinstance(processor, LlavaProcessor)
+    return model, processor
 
 
 def pruned(

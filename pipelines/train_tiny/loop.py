@@ -52,6 +52,11 @@ def run_stage(
                 _save(checkpoint, done, module, optimiser)
 
 
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """Bfloat16 on a GPU; float32 on a CPU, where only a few are faster in bfloat16 and many are much slower."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
 def _report(folder: Path, line: str) -> None:
     """To the log and to the file that the model's card quotes."""
     log.info(line)
@@ -97,7 +102,7 @@ def _resume(checkpoint: Path, module: nn.Module, optimiser: torch.optim.Optimize
     """Load the checkpoint where there is one; the number of steps already done."""
     if not checkpoint.exists():
         return 0
-    state = torch.load(checkpoint, weights_only=True)
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
     module.load_state_dict(state["module"])
     optimiser.load_state_dict(state["optimiser"])
     log.info("%s resumes after step %d", checkpoint.stem, state["step"])

@@ -30,7 +30,9 @@ def look(model: LlavaForConditionalGeneration, processor: LlavaProcessor, sample
         images = [sample.image for sample in samples[first : first + batch]]
         pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
         output = model.model.vision_tower(pixels, output_hidden_states=True, output_attentions=True)
-        features = output.hidden_states[-2][:, 1:]
+        states = model.config.vision_feature_layer
+        states = [states] if isinstance(states, int) else states
+        features = torch.cat([output.hidden_states[state][:, 1:] for state in states], dim=-1)
         attention = output.attentions[-2].mean(dim=1)
         tokens = model.model.multi_modal_projector(features)
         parts.append((features, tokens, attention.mean(dim=1)[:, 1:], attention[:, 0, 1:]))

@@ -1,5 +1,6 @@
 """The untrained model and its processor: what is learnt and from which scenes is none of its business."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2Model,
@@ -44,8 +46,14 @@ CHAT_TEMPLATE = (
 
 def build_model(options: DictConfig, seed: int) -> LlavaForConditionalGeneration:
     """A randomly initialised LLaVA: CLIP tower with CLS, two-layer projector, Qwen2 decoder with tied embeddings."""
+    return build_llava(CLIPVisionConfig(image_size=SIZE, **options.vision), -2, options, seed)
+
+
+def build_llava(
+    vision: PretrainedConfig, feature_layer: int | list[int], options: DictConfig, seed: int
+) -> LlavaForConditionalGeneration:
+    """A randomly initialised LLaVA whose projector reads ``feature_layer`` of the tower that ``vision`` describes."""
     torch.manual_seed(seed)
-    vision = CLIPVisionConfig(image_size=SIZE, **options.vision)
     text = Qwen2Config(
         vocab_size=len(VOCABULARY),
         pad_token_id=VOCABULARY[PAD],
@@ -57,6 +65,7 @@ def build_model(options: DictConfig, seed: int) -> LlavaForConditionalGeneration
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
+        vision_feature_layer=feature_layer,
         image_token_index=VOCABULARY[IMAGE],
         image_seq_length=(SIZE // vision.patch_size) ** 2,
         tie_word_embeddings=True,
@@ -90,7 +99,9 @@ def start_from(model: LlavaForConditionalGeneration, folder: Path) -> None:
     model.get_input_embeddings().weight.data.copy_(embedding)
 
 
-def build_processor(options: DictConfig) -> LlavaProcessor:
+def build_processor(
+    options: DictConfig, image_mean: Sequence[float] = (0.5,) * 3, image_std: Sequence[float] = (0.5,) * 3
+) -> LlavaProcessor:
     """Word-level tokenizer (lower case, unknown words become ``<unk>``) and an image processor that never crops."""
     words = Tokenizer(models.WordLevel(VOCABULARY, unk_token=UNKNOWN))
     words.normalizer = normalizers.Lowercase()
@@ -107,8 +118,8 @@ def build_processor(options: DictConfig) -> LlavaProcessor:
     image_processor = CLIPImageProcessorPil(
         size={"height": SIZE, "width": SIZE},
         do_center_crop=False,
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
+        image_mean=list(image_mean),
+        image_std=list(image_std),
     )
     return LlavaProcessor(
         image_processor,

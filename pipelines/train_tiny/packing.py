@@ -71,20 +71,23 @@ def answer_loss(
         places: which patch each of them is, [batch, kept].
         patches: patches of a whole picture.
     """
-    embedding = model.get_input_embeddings()
+    embedding, device = model.get_input_embeddings(), model.device
     batch, kept = places.shape
-    head = embedding(packed.head).expand(batch, -1, -1)
+    head = embedding(packed.head.to(device)).expand(batch, -1, -1)
     start = head.shape[1]
-    embeds = torch.cat([head, picture, embedding(packed.words)], dim=1)
+    embeds = torch.cat([head, picture.to(head.dtype), embedding(packed.words.to(device))], dim=1)
     positions = torch.cat(
         [torch.arange(start).expand(batch, -1), places + start, packed.offsets + start + patches], dim=1
     )
     segments = F.pad(packed.segments, (start + kept, 0), value=SHARED)
     hidden = model.model.language_model(
-        inputs_embeds=embeds, position_ids=positions, attention_mask=_mask(segments), use_cache=False
+        inputs_embeds=embeds,
+        position_ids=positions.to(device),
+        attention_mask=_mask(segments).to(device),
+        use_cache=False,
     ).last_hidden_state[:, start + kept :]
     asked = packed.labels != IGNORED
-    logits, labels = model.lm_head(hidden[asked]), packed.labels[asked]
+    logits, labels = model.lm_head(hidden[asked.to(device)]).float(), packed.labels[asked].to(device)
     right = (logits.argmax(dim=-1) == labels)[labels != VOCABULARY[END]]
     return F.cross_entropy(logits, labels), right.float().mean()
 

@@ -24,13 +24,13 @@ from tiny_models.family import IMAGE_TOKEN, TEXT, VISION, Media, TinyFamily, Tok
 SIDE = 8
 
 
-def build(tower: type, text: type, strategy: str) -> PreTrainedModel:
+def build(tower: type, text: type, strategy: str, states: int | list[int]) -> PreTrainedModel:
     return LlavaForConditionalGeneration(
         LlavaConfig(
             vision_config=tower(**VISION),
             text_config=text(**TEXT),
             image_token_id=IMAGE_TOKEN,
-            vision_feature_layer=-2,
+            vision_feature_layer=states,
             vision_feature_select_strategy=strategy,
         )
     )
@@ -88,15 +88,15 @@ def vision_attention(model: PreTrainedModel) -> nn.Module:
     return next(m for m in layer.modules() if hasattr(m, "q_proj") or hasattr(m, "query"))
 
 
-def family(tower: type, text: type, strategy: str) -> TinyFamily:
-    return TinyFamily(partial(build, tower, text, strategy), image, tokens, pictures, vision_attention)
+def family(tower: type, text: type, strategy: str, states: int | list[int] = -2) -> TinyFamily:
+    return TinyFamily(partial(build, tower, text, strategy, states), image, tokens, pictures, vision_attention)
 
 
 FAMILIES = {
     "llava_clip": family(CLIPVisionConfig, Qwen2Config, "default"),
     "llava_clip_full": family(CLIPVisionConfig, Qwen2Config, "full"),
     "llava_siglip": family(SiglipVisionConfig, LlamaConfig, "full"),
-    "llava_dinov2": family(Dinov2Config, Qwen2Config, "default"),
+    "llava_dinov2": family(Dinov2Config, Qwen2Config, "default", [1, -2]),
     "vipllava": TinyFamily(build_vip, image, tokens, pictures, vision_attention),
     "deepseek_vl": TinyFamily(
         build_deepseek, image, tokens, pictures, lambda model: layers(model.model.vision_model)[3].self_attn
