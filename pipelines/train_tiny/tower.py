@@ -59,7 +59,7 @@ class NamingTower(nn.Module):
             "naming": named + each[roles == GROUND].mean() + each[silent].mean(),
             "caption": F.binary_cross_entropy_with_logits(self.scene_head(pooled), scene_words(scenes)) * 4,
             "telling": tell_tale(features, roles),
-            "gaze": torch.stack([gaze(each, roles) for each in attention]).mean(),
+            "gaze": gaze(attention, roles),
             **{name: right[..., slot][spoken[..., slot]].float().mean() for slot, name in enumerate(SLOTS[:3])},
         }
 
