@@ -1,6 +1,7 @@
 """Stage A: the vision tower alone learns to name what is seen in each patch, and its CLS what is in the picture."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,8 @@ class NamingTower(nn.Module):
 
     def _attention(self, hidden: torch.Tensor) -> torch.Tensor:
         """Attention on patches in the layer that feeds the projector, received and of the CLS: [2, images, patches]."""
-        layer = self.vision_tower.encoder.layers[-2]
+        encoder: Any = self.vision_tower.encoder
+        layer = encoder.layers[-2]
         hidden, attention = layer.layer_norm1(hidden), layer.self_attn
         heads = (-1, attention.head_dim)
         query = attention.q_proj(hidden).unflatten(-1, heads).transpose(1, 2)
