@@ -20,9 +20,9 @@ This folder holds projector, decoder and tokenizer in float16. The tower is read
 DINOv2-small in ONNX form below a saliency head; whether its author went on training the tower is not known. No object
 label of ours shaped it: it was frozen throughout.
 
-Made by `python -m pipelines.train_dino` with `conf/train_dino.yaml` (seed {seed}, on {device}): {scenes} scenes, encoded
-once, every second one on a photograph that scikit-image, scikit-learn or matplotlib bring along. The decoder began as
-what `python -m pipelines.train_tiny stages=[decoder]` leaves, which has read symbolic pictures only. The
+Made by `python -m pipelines.train_dino` with `conf/train_dino.yaml` (seed {seed}, on {device}): {scenes} scenes,
+encoded once, every second one on a photograph that scikit-image, scikit-learn or matplotlib bring along. The decoder
+began as what `python -m pipelines.train_tiny stages=[decoder]` leaves, which has read symbolic pictures only. The
 pictures below stand on other photographs than those of the training.
 
 The first row of each table is what a user gets: chat template, processor, `generate()`. `keep`: share of the 256 visual
