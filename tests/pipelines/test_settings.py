@@ -118,4 +118,4 @@ def test_a_missing_model_folder_from_a_shell(tmp_path):
     )
     assert found.returncode == 2 and "Traceback" not in found.stdout + found.stderr
     assert "error: The model /nowhere/at/all does not exist" in found.stdout
-    assert "give 'tiny', a local folder or a hub id." in " ".join(found.stdout.split())
+    assert "give 'tiny', 'dino', a local folder or a hub id." in " ".join(found.stdout.split())
