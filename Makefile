@@ -42,7 +42,7 @@ test-oldest: ## The library's tests on the oldest supported transformers, in .ve
 support: install ## Write the README's table of families, prompts and attention backends from what the suites run.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/multimodal/test_pruner.py tests/multimodal/test_conversations.py -k "masking or reason or later_images" --support README.md
 
-train-tiny: install ## Train the shipped model again (about two hours on one core).
+train-tiny: install ## Train the shipped model again (about half an hour on one quiet core).
 	$(BIN)/python -m pipelines.train_tiny
 
 train-dino: install ## Train the model on DINOv2 again, after train-tiny (about two hours on one core).

@@ -4,7 +4,8 @@ import torch
 
 from pipelines.train_tiny.labels import EDGE, FILL, GLYPH
 
-PART = 0.25
+PARTS = (0.55, 0.8)
+SOFTNESS = 0.2
 
 
 def tell_tale(tokens: torch.Tensor, roles: torch.Tensor) -> torch.Tensor:
@@ -28,19 +29,20 @@ def tell_tale(tokens: torch.Tensor, roles: torch.Tensor) -> torch.Tensor:
 
 
 def gaze(attention: torch.Tensor, roles: torch.Tensor) -> torch.Tensor:
-    """How far the correlation between the attention on patches and where glyphs are is from ``PART``, squared.
+    """How far the share of items among the tenth of the patches with most attention is from ``PARTS``, squared.
 
-    A tower trained on labels looks at little else than glyphs, so that the attention received would be an oracle, and
+    A tower trained on labels looks at little else than items, so that the attention received would be an oracle, and
     its CLS may as well look elsewhere. Real towers' attention knows the objects in part; this one's is made to.
 
     Args:
-        attention: attention on each patch, [pictures, patches].
+        attention: attention on each patch, received and of the CLS, [2, pictures, patches].
         roles: what each patch is, [pictures, patches].
     """
-    counted = (roles != EDGE).float()
-    glyphs = _standard((roles == GLYPH).float(), counted)
-    told = (_standard(attention.log(), counted) * glyphs * counted).sum(dim=1) / counted.sum(dim=1)
-    return (told - PART).square().mean()
+    levels = torch.stack([_standard(each.log(), torch.ones_like(each)) for each in attention])
+    least = levels.detach().topk(levels.shape[-1] // 10, dim=-1).values[..., -1:]
+    kept = ((levels - least) / SOFTNESS).sigmoid()
+    told = (kept * (roles >= FILL)).sum(dim=-1) / kept.sum(dim=-1)
+    return (told - torch.tensor(PARTS)[:, None]).square().mean()
 
 
 def _standard(values: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:

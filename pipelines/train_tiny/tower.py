@@ -1,6 +1,7 @@
 """Stage A: the vision tower alone learns to name what is seen in each patch, and its CLS what is in the picture."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,8 @@ class NamingTower(nn.Module):
 
     def _attention(self, hidden: torch.Tensor) -> torch.Tensor:
         """Attention on patches in the layer that feeds the projector, received and of the CLS: [2, images, patches]."""
-        layer = self.vision_tower.encoder.layers[-2]
+        encoder: Any = self.vision_tower.encoder
+        layer = encoder.layers[-2]
         hidden, attention = layer.layer_norm1(hidden), layer.self_attn
         heads = (-1, attention.head_dim)
         query = attention.q_proj(hidden).unflatten(-1, heads).transpose(1, 2)
@@ -59,7 +61,7 @@ class NamingTower(nn.Module):
             "naming": named + each[roles == GROUND].mean() + each[silent].mean(),
             "caption": F.binary_cross_entropy_with_logits(self.scene_head(pooled), scene_words(scenes)) * 4,
             "telling": tell_tale(features, roles),
-            "gaze": torch.stack([gaze(each, roles) for each in attention]).mean(),
+            "gaze": gaze(attention, roles),
             **{name: right[..., slot][spoken[..., slot]].float().mean() for slot, name in enumerate(SLOTS[:3])},
         }
 
