@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -21,6 +22,7 @@ from multimodal.errors import FlowpruneError
 from multimodal.families import check_supported
 
 SHIPPED = {name: Path(__file__).parent / name for name in ("tiny", "dino")}
+WEIGHTS = "model.safetensors"
 
 
 def load_model(
@@ -65,15 +67,24 @@ def load_model(
 
 
 def _loaded(where: str, config: PretrainedConfig, **options: Any) -> PreTrainedModel:
-    """The model of a folder or hub id; ``dino``'s is put together, for its vision tower is not in its folder."""
-    if Path(where).resolve() != SHIPPED["dino"].resolve():
+    """The model of a folder or hub id; one whose folder has no vision tower, as that of ``dino``, is put together."""
+    if not _lacks_tower(where, config):
         return AutoModelForImageTextToText.from_pretrained(where, **options)
     tower = {f"model.vision_tower.{name}": weight for name, weight in tower_weights().items()}
-    weights = load_file(Path(where) / "model.safetensors") | tower
+    weights = load_file(Path(where) / WEIGHTS) | tower
     model = LlavaForConditionalGeneration.from_pretrained(None, config=config, state_dict=weights, **options)
     model.name_or_path = model.config._name_or_path = where
     model.generation_config = GenerationConfig.from_pretrained(where)
     return model
+
+
+def _lacks_tower(where: str, config: PretrainedConfig) -> bool:
+    """Whether a folder holds a LLaVA on DINOv2, but not its tower."""
+    path = Path(where) / WEIGHTS
+    if config.model_type != "llava" or config.vision_config.model_type != "dinov2" or not path.exists():
+        return False
+    with safe_open(path, "pt") as weights:
+        return not any("vision_tower" in name for name in weights.keys())  # noqa: SIM118 (it is no dictionary)
 
 
 def chosen_device(device: str) -> torch.device:

@@ -1,6 +1,7 @@
 """The shipped model whose vision tower lies in an installed wheel: the tower is that wheel's, and the model answers."""
 
 import importlib.util
+import shutil
 import sys
 from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
@@ -72,6 +73,18 @@ def test_the_loaded_model_holds_the_wheels_weights(dino) -> None:
         if name in weights:  # transformers renames some of them
             assert torch.equal(own, weights[name]), name
     assert model.config._name_or_path.endswith("dino") and model.generation_config.max_new_tokens == 8
+
+
+@installed
+def test_a_copy_without_a_tower_gets_it_and_a_whole_one_keeps_its_own(dino, tmp_path) -> None:
+    model, processor = dino
+    shutil.copytree(model.config._name_or_path, tmp_path / "copy")
+    model.save_pretrained(tmp_path / "whole")
+    processor.save_pretrained(tmp_path / "whole")
+    for folder in ("copy", "whole"):
+        again, _ = load_model(tmp_path / folder, dtype="float32", device="cpu")
+        own = again.state_dict()
+        assert all(torch.equal(own[name], weight) for name, weight in model.state_dict().items())
 
 
 @installed
