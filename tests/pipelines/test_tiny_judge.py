@@ -8,7 +8,7 @@ from pipelines.data.scenes import scenes
 from pipelines.train_tiny.evaluate import load, pruned
 from pipelines.train_tiny.maps import look, oracle, statistics
 
-SAMPLES, TENTH = 160, 0.1
+SAMPLES, TENTH = 120, 0.1
 THREE_QUARTERS = 0.75
 
 
