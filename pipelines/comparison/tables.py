@@ -9,12 +9,13 @@ from rich.table import Table
 from pipelines.comparison.rows import Comparison, Row
 from pipelines.comparison.statistics import Interval
 
-COLUMNS = ("accuracy", "over random", "hard", "agree", "discrep.", "retent.", "KV", "speed-up")
+COLUMNS = ("right", "lead", "hard", "agree", "discr.", "ret.", "KV", "speed")
 
 
 def budget_table(comparison: Comparison, budget: float) -> Table:
-    """All contenders at one budget, the most accurate first, beneath the unpruned model."""
-    title = f"{comparison.measure} {budget:g}: {comparison.samples} held-out samples, {comparison.hard[budget]} hard"
+    """All contenders at one budget, the most accurate first, beneath the unpruned model; ``ret.`` is the retention."""
+    hard = comparison.hard[budget]
+    title = f"{comparison.measure} {budget:g}: {comparison.samples} held-out samples, {hard} hard; lead over random"
     table = Table(title=title, box=SIMPLE_HEAVY, pad_edge=False, collapse_padding=True)
     table.add_column("", no_wrap=True)
     for column in COLUMNS if comparison.known else ("agree", *COLUMNS[1:3], *COLUMNS[4:]):
