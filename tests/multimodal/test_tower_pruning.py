@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from multimodal import FlowpruneError, PruningConfig, prune
 from multimodal.families import modules_of
 
-DENSE = ["llava_clip", "llava_siglip", "llava_dinov2", "llava_onevision", "llava_next", "gemma3", "aya_vision"]
+DENSE = ["llava_clip", "llava_siglip", "llava_onevision", "llava_next", "gemma3", "aya_vision"]
 PACKED = ["qwen2_vl", "qwen2_5_vl", "llava_pixtral", "smolvlm"]
 STEPS = [{"layer": 0, "keep_ratio": 0.4}, {"layer": 2, "keep_ratio": 0.5}]
 METHODS = [
@@ -204,6 +204,12 @@ def test_keeping_all_is_the_stock_model() -> None:
 def test_towers_that_pack_their_views_are_refused_with_the_reason(name: str) -> None:
     with pytest.raises(FlowpruneError, match="packs its views or merges patches inside: choose a method that"):
         prune(tiny(name), config({"name": "flowcut"})).__enter__()
+
+
+@pytest.mark.parametrize("name", ["llava_dinov2", "vipllava"])
+def test_towers_of_which_several_layers_are_read_are_refused(name: str) -> None:
+    with pytest.raises(FlowpruneError, match="of which the language model reads several layers: choose a method that"):
+        prune(tiny(name), config({"name": "ipcv"})).__enter__()
 
 
 def test_the_inner_step_scores_by_the_language_models_flow() -> None:

@@ -12,7 +12,7 @@ from transformers import (
 
 from multimodal.families import modules_of
 from search.calibration import CalibrationSample, observe_sample
-from search.space import vision_requests
+from search.choice import MethodChoice
 
 WIDTH, LIMIT = 3584, 120e6  # of the 7B models' embeddings; bytes
 TEXT = {
@@ -51,7 +51,7 @@ def observed(modules, pixels) -> CalibrationSample:
     number = sum(layout.visual_tokens for layout in modules.geometry.layouts(pixels))
     ids = torch.tensor([[9, *[7] * number, 10]])
     inputs = pixels | modules.geometry.token_inputs(ids) | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return observe_sample(modules, inputs, vision_requests("vflowopt", {}, {}), NORMALIZATION)
+    return observe_sample(modules, inputs, MethodChoice("vflowopt").vision_requests, NORMALIZATION)
 
 
 @pytest.mark.parametrize(("made", "tokens"), [(onevision, 7371), (qwen, 2304)])
