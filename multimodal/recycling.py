@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from multimodal.errors import FlowpruneError
+from multimodal.ranking import highest, ranked
 from multimodal.selection import Selection
 
 CountRule = Literal["exact", "released"]
@@ -87,8 +88,7 @@ def recycle_tokens(
     """
     cells = cells_of(grids, cell, count if rule == "exact" else None)
     if cells is None:
-        order = importance.argsort(dim=-1, descending=True, stable=True)
-        return Selection(order[:, :count].sort(dim=-1).values)
+        return Selection(highest(importance, count))
     ids = cells.ids.to(importance.device)[index]
     rank = _ranks(importance)
     if rule == "released":
@@ -174,7 +174,7 @@ def exact_top(rank: Tensor, ids: Tensor, cells: int, count: int) -> Tensor:
 
 
 def _ranks(importance: Tensor) -> Tensor:
-    return importance.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    return ranked(importance).argsort(dim=-1)
 
 
 def _merge(importance: Tensor, rank: Tensor, ids: Tensor, cells: int, top: Tensor, count: int | None) -> Selection:

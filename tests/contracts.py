@@ -14,6 +14,7 @@ from tiny_models.family import FIRST_WORD
 from transformers import DynamicCache, PreTrainedModel
 
 from multimodal import FlowpruneError, PruningConfig, prune
+from multimodal.methods import VisualTokens
 
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
 ROTATED = {"atol": 1e-4, "rtol": 0}
@@ -208,3 +209,15 @@ def padded_on_the_right(samples: list[dict]) -> dict:
         if key in inputs
     }
     return inputs | rolled
+
+
+def alone(tokens: VisualTokens, image: int) -> VisualTokens:
+    """One image of them."""
+    own = slice(image, image + 1)
+    return VisualTokens(
+        tokens.layer,
+        tokens.layout,
+        tokens.index[own],
+        lambda: tokens.features[own],
+        lambda request: tokens.evidence(request)[own],
+    )

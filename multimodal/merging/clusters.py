@@ -11,6 +11,7 @@ from torch import Tensor
 
 from multimodal.merging.rule import MergingRule
 from multimodal.ranges import SearchRange
+from multimodal.ranking import highest, others, ranked
 from multimodal.selection import Selection
 
 if TYPE_CHECKING:
@@ -36,9 +37,7 @@ class ClusterMerging(MergingRule):
         if count == left or clusters < 1:
             return Selection(method.select(tokens, count))
         kept = method.select(tokens, count - clusters)
-        pruned = torch.ones_like(tokens.index).scatter(1, kept, 0)
-        pool = pruned.argsort(dim=1, descending=True, stable=True)[:, : left - kept.shape[1]]
-        return merge_clusters(kept, pool, tokens.features, clusters)
+        return merge_clusters(kept, others(kept, left), tokens.features, clusters)
 
 
 def merge_clusters(kept: Tensor, pool: Tensor, features: Tensor, clusters: int) -> Selection:
@@ -88,15 +87,14 @@ def cluster_centres(features: Tensor, clusters: int) -> Tensor:
         near.append(distance.topk(neighbours, largest=False).values.square().mean(-1))
         farthest.append(distance.amax(-1))
     density = (-torch.cat(near, 1)).exp()
-    rank = density.argsort(dim=1, descending=True, stable=True).argsort(1)  # ties go to the earlier token
+    rank = ranked(density).argsort(1)  # ties go to the earlier token
     apart = []
     for first, part in zip(range(0, tokens, rows), features.split(rows, 1), strict=True):
         distance = torch.cdist(part, features) / width**0.5
         denser = rank.unsqueeze(1) < rank[:, first : first + part.shape[1]].unsqueeze(-1)
         apart.append(distance.masked_fill(~denser, torch.inf).amin(-1))
     distances = torch.minimum(torch.cat(apart, 1), torch.cat(farthest, 1))
-    peaks = (density * distances).argsort(dim=1, descending=True, stable=True)[:, :clusters]
-    return peaks.sort(1).values
+    return highest(density * distances, clusters)
 
 
 def _nearest_centre(features: Tensor, centres: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 from multimodal.evidence import LanguageVectors, Request, TextStates
 from multimodal.methods.method import Method, VisualTokens
 from multimodal.ranges import SearchRange
+from multimodal.ranking import ranked
 
 VISUAL_KEYS = LanguageVectors("keys", "visual")
 TEXT_KEYS = LanguageVectors("keys", "text")
@@ -75,7 +76,7 @@ def _lengths(keys: Tensor) -> Tensor:
 
 def _longest(keys: Tensor, number: int) -> Tensor:
     """The tokens with the longest keys ``[images, number]``, the longest first."""
-    return _lengths(keys).argsort(dim=1, descending=True, stable=True)[:, :number]
+    return ranked(_lengths(keys))[:, :number]
 
 
 def _at(values: Tensor, index: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from multimodal.errors import FlowpruneError, one_sentence
 from multimodal.evidence import Request, VisionRequest
 from multimodal.layout import Layout
+from multimodal.ranking import highest
 from multimodal.selection import Selection
 from multimodal.tower import TowerRule
 
@@ -111,8 +112,7 @@ class Method(BaseModel):
 
     def select(self, tokens: VisualTokens, count: int) -> Tensor:
         """Exactly ``count`` sorted indices into the tokens ``[images, count]``; ties go to the earlier token."""
-        order = self.score(tokens).argsort(dim=-1, descending=True, stable=True)
-        return order[:, :count].sort(dim=-1).values
+        return highest(self.score(tokens), count)
 
     def reduce(self, tokens: VisualTokens, count: int) -> Selection:
         """Leave ``count`` tokens of each image."""

@@ -11,6 +11,7 @@ from multimodal.evidence import LanguageAttention, Request, TextEmbeddings, Visu
 from multimodal.merging import merge_clusters
 from multimodal.methods.method import Method, VisualTokens
 from multimodal.ranges import SearchRange
+from multimodal.ranking import ranked
 from multimodal.selection import Selection
 
 BY_HEAD = LanguageAttention(rows="text", heads="each")
@@ -53,14 +54,14 @@ class SparseVLM(Method):
         raters = _raters(text.float(), visual.float(), by_head.sum((1, 3)) > 0)
         seen = (by_head * raters[:, None, :, None]).sum(2) / raters.sum(1).clamp(min=1)[:, None, None]
         number = max(1, round(self.heads * seen.shape[1]))
-        chosen = seen.sum(-1).argsort(dim=1, descending=True, stable=True)[:, :number]
+        chosen = ranked(seen.sum(-1))[:, :number]
         return seen.gather(1, chosen.unsqueeze(-1).expand(-1, -1, seen.shape[-1])).mean(1)
 
     def reduce(self, tokens: VisualTokens, count: int) -> Selection:
         pool, clusters = self._recycled(tokens.index.shape[1], count)
         if not clusters:
             return super().reduce(tokens, count)
-        order = self.score(tokens).argsort(dim=1, descending=True, stable=True)
+        order = ranked(self.score(tokens))
         kept = order[:, : count - clusters].sort(1).values
         recycled = order[:, count - clusters :][:, :pool].sort(1).values
         return merge_clusters(kept, recycled, tokens.features, clusters)

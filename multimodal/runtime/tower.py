@@ -13,6 +13,7 @@ from torch import Tensor
 from multimodal.config import PruningConfig
 from multimodal.evidence.tower import LayerAttention
 from multimodal.families import Modules
+from multimodal.ranking import highest
 from multimodal.runtime.attention import observed_attention
 from multimodal.runtime.hooks import MethodHook
 from multimodal.tower import TowerLayer, TowerRule
@@ -92,8 +93,7 @@ class TowerPruning:
             own.states = own.frozen = after
         else:
             own.states = own.states.scatter(1, _wide(own.index, after), after)
-        order = score.argsort(dim=1, descending=True, stable=True)
-        patches = order[:, : score.shape[1] - leaving].sort(1).values
+        patches = highest(score, score.shape[1] - leaving)
         own.score = score.gather(1, patches)
         kept = torch.cat([torch.arange(extra, device=after.device).expand(len(after), -1), patches + extra], 1)
         own.index = own.index.gather(1, kept)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from contracts import alone
 from oracles import LAYER_0_AND_INNER, config, tiny
 from tiny_models import CACHE, batch, is_visual, sample
 from torch import Tensor
@@ -82,18 +83,6 @@ def tokens_of(layout: Layout, layer: int, images: int = 3, left: int | None = No
         return answers.setdefault(request, torch.rand(shape(request), generator=generator))
 
     return VisualTokens(layer, layout, index, lambda: features, answer)
-
-
-def alone(tokens: VisualTokens, image: int) -> VisualTokens:
-    """One image of them."""
-    own = slice(image, image + 1)
-    return VisualTokens(
-        tokens.layer,
-        tokens.layout,
-        tokens.index[own],
-        lambda: tokens.features[own],
-        lambda request: tokens.evidence(request)[own],
-    )
 
 
 def test_shipped_methods_are_registered() -> None:

@@ -75,17 +75,6 @@ def tokens_of(
     return VisualTokens(layer, layout, index, lambda: features, answers.__getitem__)
 
 
-def alone(tokens: VisualTokens, image: int) -> VisualTokens:
-    own = slice(image, image + 1)
-    return VisualTokens(
-        tokens.layer,
-        tokens.layout,
-        tokens.index[own],
-        lambda: tokens.features[own],
-        lambda request: tokens.evidence(request)[own],
-    )
-
-
 # the rules
 
 
