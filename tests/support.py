@@ -8,8 +8,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from contracts import BACKENDS
 from transformers import PreTrainedModel
+
+from multimodal.testing.contracts import BACKENDS
 
 KINDS = ("image", "several images", "video", "batch", "chat")
 SHOWN = {"fake_flash": "flash"}

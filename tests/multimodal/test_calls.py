@@ -11,7 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import (
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from multimodal import prune
+from multimodal.testing.contracts import (
     EXACT,
     KEEPS_ALL,
     PRUNES,
@@ -20,12 +24,8 @@ from contracts import (
     families,
     forced_tokens,
 )
-from oracles import noted_positions, run_hidden, text_model, tiny
-from tiny_models import CACHE, FAMILIES, extended, family, sample
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
-
-from multimodal import prune
+from multimodal.testing.oracles import noted_positions, run_hidden, text_model, tiny
+from multimodal.testing.tiny_models import CACHE, FAMILIES, extended, family, sample
 
 FORCED = forced_tokens(1, steps=2)
 

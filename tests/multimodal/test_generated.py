@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import (
+from transformers import PreTrainedModel
+
+from multimodal import prune
+from multimodal.testing.contracts import (
     EXACT,
     KEEPS_ALL,
     PRUNES,
@@ -19,12 +22,9 @@ from contracts import (
     generated,
     recomputes,
 )
-from oracles import run_hidden, tiny
-from tiny_models import FAMILIES, batch, extended, family, sample
-from tiny_models.family import FIRST_WORD
-from transformers import PreTrainedModel
-
-from multimodal import prune
+from multimodal.testing.oracles import run_hidden, tiny
+from multimodal.testing.tiny_models import FAMILIES, batch, extended, family, sample
+from multimodal.testing.tiny_models.family import FIRST_WORD
 
 
 def prompts(model: PreTrainedModel) -> list[dict]:

@@ -2,7 +2,10 @@
 
 import pytest
 import torch
-from contracts import (
+from transformers import DynamicCache
+
+from multimodal import PruningConfig, prune
+from multimodal.testing.contracts import (
     EXACT,
     ROTATED,
     assists,
@@ -20,12 +23,9 @@ from contracts import (
     run_pruned,
     spread,
 )
-from oracles import config, tiny
-from tiny_models import CACHE, FAMILIES, batch, extended, family, sample
-from tiny_models.family import FIRST_WORD
-from transformers import DynamicCache
-
-from multimodal import PruningConfig, prune
+from multimodal.testing.oracles import config, tiny
+from multimodal.testing.tiny_models import CACHE, FAMILIES, batch, extended, family, sample
+from multimodal.testing.tiny_models.family import FIRST_WORD
 
 # ways to call the model
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import CACHE
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
 from multimodal import PruningConfig, prune
+from multimodal.testing.tiny_models import CACHE
 
 IMAGE, TOKENS = 7, 576
 VIEWS = {"alias", "as_strided", "detach", "expand", "lift_fresh", "permute", "select", "slice", "split", "squeeze", "t"}

@@ -7,10 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contracts import EXACT, generated, mixed_samples
-from oracles import tiny
 from test_methods import alone
-from tiny_models import batch, is_visual, sample
 from torch import Tensor
 
 from multimodal import FlowpruneError, PruningConfig, prune
@@ -19,6 +16,9 @@ from multimodal.layout import Layout
 from multimodal.merging import make_merging
 from multimodal.merging.clusters import NEIGHBOURS
 from multimodal.methods import Method, VisualTokens, make_method
+from multimodal.testing.contracts import EXACT, generated, mixed_samples
+from multimodal.testing.oracles import tiny
+from multimodal.testing.tiny_models import batch, is_visual, sample
 
 IMAGES, TOKENS, TEXT, WIDTH, HEADS = 3, 24, 6, 8, 4
 PADS = (0, 2, 5)  # rows of text that pad each image's prompt

@@ -6,9 +6,6 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from contracts import alone
-from oracles import LAYER_0_AND_INNER, config, tiny
-from tiny_models import CACHE, batch, is_visual, sample
 from torch import Tensor
 
 from multimodal import FlowpruneError, PruningConfig, prune
@@ -27,6 +24,9 @@ from multimodal.families import geometry_of
 from multimodal.layout import Layout
 from multimodal.methods import Method, SearchRange, Selection, VisualTokens, method_named
 from multimodal.plan import kept_counts
+from multimodal.testing.contracts import alone
+from multimodal.testing.oracles import LAYER_0_AND_INNER, config, tiny
+from multimodal.testing.tiny_models import CACHE, batch, is_visual, sample
 
 LAYOUTS = [
     Layout(grids=((6, 7),)),

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import EXACT, KEEPS_ALL, PRUNES, called, families
-from oracles import run_hidden, tiny
-from tiny_models import WORDS, build, sample
 from transformers import PreTrainedModel
 
 from multimodal import prune
+from multimodal.testing.contracts import EXACT, KEEPS_ALL, PRUNES, called, families
+from multimodal.testing.oracles import run_hidden, tiny
+from multimodal.testing.tiny_models import WORDS, build, sample
 
 
 def prompt(model: PreTrainedModel) -> dict:

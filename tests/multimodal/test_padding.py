@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from contracts import EXACT, KEEPS_ALL, PRUNES, families, forced_tokens, padded_on_the_right
-from oracles import run_hidden, tiny
-from tiny_models import CACHE, FAMILIES, batch, extended, is_visual, sample
 from transformers import PreTrainedModel
 
 from multimodal import prune
+from multimodal.testing.contracts import EXACT, KEEPS_ALL, PRUNES, families, forced_tokens, padded_on_the_right
+from multimodal.testing.oracles import run_hidden, tiny
+from multimodal.testing.tiny_models import CACHE, FAMILIES, batch, extended, is_visual, sample
 
 
 def prompts(model: PreTrainedModel) -> list[dict]:

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contracts import (
+from support import claim
+from transformers import PreTrainedModel
+
+from multimodal import PruningConfig, prune
+from multimodal.layout import Layout
+from multimodal.methods import Method
+from multimodal.plan import kept_counts
+from multimodal.testing.contracts import (
     BACKENDS,
     EXACT,
     THOROUGH,
@@ -25,15 +32,17 @@ from contracts import (
     snapshot,
     spread,
 )
-from oracles import SCHEDULES, attention_masks, config, run_masked, stock_masks, tiny, tokens_of, vision_maps
-from support import claim
-from tiny_models import FAMILIES, LAYERS, batch, extended, is_visual, sample
-from transformers import PreTrainedModel
-
-from multimodal import PruningConfig, prune
-from multimodal.layout import Layout
-from multimodal.methods import Method
-from multimodal.plan import kept_counts
+from multimodal.testing.oracles import (
+    SCHEDULES,
+    attention_masks,
+    config,
+    run_masked,
+    stock_masks,
+    tiny,
+    tokens_of,
+    vision_maps,
+)
+from multimodal.testing.tiny_models import FAMILIES, LAYERS, batch, extended, is_visual, sample
 
 # (a) pruning equals masking
 

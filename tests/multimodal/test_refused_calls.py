@@ -9,13 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import EXACT, PRUNES, assert_restored, called, families, generated, refuses, right_or_refused, snapshot
-from oracles import tiny
-from tiny_models import CACHE, FAMILIES, extended, family, is_visual, sample
 from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
 
 from multimodal import prune
+from multimodal.testing.contracts import (
+    EXACT,
+    PRUNES,
+    assert_restored,
+    called,
+    families,
+    generated,
+    refuses,
+    right_or_refused,
+    snapshot,
+)
+from multimodal.testing.oracles import tiny
+from multimodal.testing.tiny_models import CACHE, FAMILIES, extended, family, is_visual, sample
 
 
 def prompt(model: PreTrainedModel) -> dict:

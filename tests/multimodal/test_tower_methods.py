@@ -6,9 +6,6 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from oracles import tiny
-from tiny_models import FAMILIES, batch, sample
-from tiny_models.family import VISION
 from torch import Tensor
 
 import multimodal.merging.nearest
@@ -22,6 +19,9 @@ from multimodal.families import geometry_of
 from multimodal.layout import Layout
 from multimodal.methods import Method, Selection, VisualTokens, make_method
 from multimodal.plan import kept_counts
+from multimodal.testing.oracles import tiny
+from multimodal.testing.tiny_models import FAMILIES, batch, sample
+from multimodal.testing.tiny_models.family import VISION
 
 LAYOUTS = [
     Layout(grids=((6, 7),)),

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import matplotlib.cbook
 import pytest
-import tiny_models
 from PIL import Image
-from tiny_models.family import IMAGE_TOKEN, VIDEO_TOKEN, VISION_END, VISION_START
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -17,6 +15,8 @@ from transformers import (
 )
 
 from multimodal import PruningConfig
+from multimodal.testing import tiny_models
+from multimodal.testing.tiny_models.family import IMAGE_TOKEN, VIDEO_TOKEN, VISION_END, VISION_START
 
 HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 PATCHES = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import INNER_ONLY, config, text_model
-from tiny_models import BY_TOKEN, CACHE, ENCODES_FIRST, FAMILIES, batch, extended, family, sample
-from tiny_models.family import FIRST_WORD
 from transformers import DynamicCache, PreTrainedModel
 
 from multimodal import FlowpruneError, PruningConfig, prune
 from multimodal.methods import VisualTokens
+from multimodal.testing.oracles import INNER_ONLY, config, text_model
+from multimodal.testing.tiny_models import BY_TOKEN, CACHE, ENCODES_FIRST, FAMILIES, batch, extended, family, sample
+from multimodal.testing.tiny_models.family import FIRST_WORD
 
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
 ROTATED = {"atol": 1e-4, "rtol": 0}

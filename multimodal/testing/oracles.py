@@ -9,13 +9,13 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import tiny_models
 import torch
-from tiny_models.family import Token
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from multimodal import PruningConfig
+from multimodal.testing import tiny_models
+from multimodal.testing.tiny_models.family import Token
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.3, 0.2, 0.25)
 
