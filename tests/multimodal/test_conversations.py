@@ -5,11 +5,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support import claim
 from transformers import DynamicCache, PreTrainedModel
 
 from multimodal import prune
-from multimodal.testing.contracts import BACKENDS, EXACT, forced_tokens, generated, refused
+from multimodal.testing.contracts import BACKENDS, EXACT, claim, forced_tokens, generated, refused
 from multimodal.testing.oracles import (
     LAYER_0_AND_INNER,
     attention_masks,

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_methods import alone
 from torch import Tensor
 
 from multimodal import FlowpruneError, PruningConfig, prune
@@ -16,7 +15,7 @@ from multimodal.layout import Layout
 from multimodal.merging import make_merging
 from multimodal.merging.clusters import NEIGHBOURS
 from multimodal.methods import Method, VisualTokens, make_method
-from multimodal.testing.contracts import EXACT, generated, mixed_samples
+from multimodal.testing.contracts import EXACT, alone, generated, mixed_samples
 from multimodal.testing.oracles import tiny
 from multimodal.testing.tiny_models import batch, is_visual, sample
 
