@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import cycle, product
+from itertools import combinations, cycle, product
 from typing import Any
 
 import pytest
@@ -52,16 +52,16 @@ def crossed(*common: tuple[str, ...]) -> Any:
     Args:
         common: names of configs; the first are the first family's, the second the next one's, and again from the first.
     """
-    combinations = []
+    met = []
     for name, own in zip(FAMILIES, cycle(common), strict=False):
         pairs = [("sdpa", config_name) for config_name in (CONFIGS if name in THOROUGH else own)]
         pairs += [("fake_flash", config_name) for config_name in ("recycling", "released") if name in THOROUGH]
         pairs += [("eager", config_name) for config_name in COMMON if name == "llava_dinov2"]
-        combinations += [
+        met += [
             pytest.param(name, attention, CONFIGS[config_name], id=f"{name}-{attention}-{config_name}")
             for attention, config_name in pairs
         ]
-    return pytest.mark.parametrize(("name", "attention", "chosen"), combinations)
+    return pytest.mark.parametrize(("name", "attention", "chosen"), met)
 
 
 cases = crossed(COMMON)
@@ -69,13 +69,38 @@ turns = crossed(*((config_name,) for config_name in COMMON))  # what a family's 
 
 
 def spread(of: Iterable[str] = tuple(FAMILIES), **axes: Sequence[Any]) -> Any:
-    """Thorough families meet every combination of the axes' values, the others the first of each axis."""
-    combinations = [
-        (name, *values)
-        for name in of
-        for values in (product(*axes.values()) if name in THOROUGH else [tuple(axis[0] for axis in axes.values())])
+    """Thorough families meet every pair of values of two axes, the others the first value of each axis."""
+    met = covering(*axes.values())
+    return pytest.mark.parametrize(
+        ("name", *axes), [(name, *values) for name in of for values in (met if name in THOROUGH else met[:1])]
+    )
+
+
+def covering(*axes: Sequence[Any]) -> list[tuple]:
+    """Combinations of the axes' values in which every pair of values of two axes is met; all of their first first."""
+    places = list(combinations(range(len(axes)), 2)) if len(axes) > 1 else [(0, 0)]
+    left = list(product(*(range(len(axis)) for axis in axes)))
+
+    def pairs(choice: tuple[int, ...]) -> set[tuple[int, ...]]:
+        return {(a, b, choice[a], choice[b]) for a, b in places}
+
+    missing = set().union(*map(pairs, left))
+    chosen: list[tuple[int, ...]] = []
+    while missing:
+        best = max(left, key=lambda choice: len(pairs(choice) & missing)) if chosen else left[0]
+        chosen.append(best)
+        missing -= pairs(best)
+    return [tuple(axis[place] for axis, place in zip(axes, choice, strict=True)) for choice in chosen]
+
+
+def rotated(values: Iterable[str], share: int = 2) -> list[tuple[str, str]]:
+    """Thorough families with every value; of the others each with every ``share``-th, from one further on."""
+    values = list(values)
+    return [
+        (name, value)
+        for number, name in enumerate(FAMILIES)
+        for value in (values if name in THOROUGH else values[number % share :: share])
     ]
-    return pytest.mark.parametrize(("name", *axes), combinations)
 
 
 @pytest.fixture(autouse=True)

@@ -375,23 +375,20 @@ def test_images_are_independent_and_padding_does_not_count(chosen: dict, kind: t
 
 
 @fields
-@pytest.mark.parametrize("rule", [None, "nearest", "clusters"])
-def test_nothing_waits_for_the_device(chosen: dict, rule: str | None) -> None:
+@pytest.mark.parametrize("rule", ["nearest", "clusters"])
+def test_no_merging_waits_for_the_device(chosen: dict, rule: str) -> None:
     """Where there is no data, nothing can depend on it."""
     tokens, method = random_tokens(), make_method(chosen)
     index, features = tokens.index.to("meta"), tokens.features.to("meta")
     nowhere = VisualTokens(3, tokens.layout, index, lambda: features, lambda asked: tokens.evidence(asked).to("meta"))
-    for count in range(1, TOKENS + 1):
-        if rule is None:
-            found = method.reduce(nowhere, count)
-        else:
-            found = make_merging({"rule": rule}).reduce(method, nowhere, count)
+    for count in (1, 9, TOKENS):
+        found = make_merging({"rule": rule}).reduce(method, nowhere, count)
         assert found.kept.shape == (IMAGES, count) and found.kept.device.type == "meta"
         assert found.apply(features).shape == (IMAGES, count, WIDTH)
 
 
 @fields
-@pytest.mark.parametrize("name", ["llava_clip_full", "llava_siglip", "qwen2_vl", "gemma3", "llava_onevision"])
+@pytest.mark.parametrize("name", ["llava_clip_full", "qwen2_vl", "gemma3"])
 def test_rows_are_independent_and_counts_exact(chosen: dict, name: str) -> None:
     model, first = tiny(name), Method.registry[chosen["name"]].first_layer
     steps = [{"layer": 2 * first, "keep_ratio": 0.5}, {"layer": 3, "keep_ratio": 0.6}]

@@ -34,7 +34,7 @@ from multimodal.testing.tiny_models import (
 )
 from multimodal.testing.tiny_models.family import FIRST_WORD, WORDS
 
-EXAMPLES = {"llava_siglip": 60, "llava_onevision": 30, "qwen2_5_vl": 80}
+EXAMPLES = {"llava_siglip": 30, "llava_onevision": 15, "qwen2_5_vl": 40}
 PHASES = (Phase.explicit, Phase.generate, Phase.shrink)
 
 ratios = st.sampled_from([0.1, 0.3, 0.5, 0.8, 1.0])
