@@ -7,9 +7,9 @@ import optuna
 
 from multimodal import FlowpruneError, PruningConfig
 from multimodal.config import FILE_NAME
-from pipelines.parameters_plot import plot_parameters
-from pipelines.pareto_plot import plot_front
-from pipelines.plots import plot_search
+from pipelines.figures.front import plot_front
+from pipelines.figures.parameters import plot_parameters
+from pipelines.figures.search_history import plot_search
 from pipelines.settings import Settings
 from search.credentials import masked
 from search.snapshot import FILE, dump_study

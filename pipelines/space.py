@@ -14,11 +14,11 @@ from multimodal.costs import Workload
 from multimodal.families import Geometry
 from multimodal.methods import method_named
 from multimodal.runtime.watch import Normalization
-from pipelines.calibrate import Calibration
 from pipelines.choices import method_choices
 from pipelines.console import console
-from pipelines.opened import OpenedModel
+from pipelines.model import OpenedModel
 from pipelines.settings import BudgetSettings, Settings
+from pipelines.stages.calibrate import Calibration
 from pipelines.storage import known_study
 from search.budget import BudgetUnreachableError, Cost, share_of
 from search.choice import MethodChoice

@@ -10,11 +10,11 @@ from pathlib import Path
 from types import FrameType
 
 from multimodal import FlowpruneError
-from pipelines import search
 from pipelines.cluster.last_words import DONE, ERROR, STOPPED
+from pipelines.console import quieten_libraries
 from pipelines.extensions import load_extensions
-from pipelines.quiet import quieten_libraries
 from pipelines.settings import Settings
+from pipelines.stages import search
 from search.worker import interruptible
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # cancelled; preempted, or out of time (submitit)

@@ -13,7 +13,7 @@ from pipelines.comparison.contenders import Variant, folder_of
 from pipelines.comparison.measured import Identity
 from pipelines.data import Sample, data_digest
 from pipelines.grading import is_right
-from pipelines.opened import OpenedModel
+from pipelines.model import OpenedModel
 from pipelines.prompts import build_inputs
 from pipelines.settings import Settings
 from search.latency import device_name

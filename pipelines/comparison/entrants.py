@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from multimodal import FlowpruneError, PruningConfig, prune
-from pipelines import search
+from pipelines.baselines import untuned_config
 from pipelines.comparison.contenders import at_budget, budgets_of, methods_of
-from pipelines.contenders import untuned_config
 from pipelines.data import load_samples
-from pipelines.opened import OpenedModel
+from pipelines.model import OpenedModel
 from pipelines.prompts import build_inputs
 from pipelines.settings import Settings
 from pipelines.space import make_space, prompts_of
+from pipelines.stages import search
 from search.budget import BudgetUnreachableError
 from search.space import Space
 from search.study import discrepancy, done_trials, stopped_early

@@ -10,16 +10,16 @@ from multimodal import PruningConfig
 from multimodal.costs import estimate
 from multimodal.evidence import TowerScore
 from multimodal.runtime.report import SampleReport
-from pipelines.calibrate import observed
 from pipelines.comparison.bench import Bench
 from pipelines.comparison.contenders import DOWNSCALE, DOWNSCALED, NONE, UNPRUNED, Variant, label
 from pipelines.comparison.downscale import downscaled
 from pipelines.comparison.measured import Measured, known
 from pipelines.first_token import seconds_to_first_token
 from pipelines.grading import answer_all
-from pipelines.opened import OpenedModel
+from pipelines.model import OpenedModel
 from pipelines.prompts import build_inputs
 from pipelines.settings import Settings
+from pipelines.stages.calibrate import observed
 from search.calibration import CalibrationSample
 from search.objective import Objective, discrepancy_of, next_token_kl
 

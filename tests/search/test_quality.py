@@ -14,11 +14,11 @@ import torch
 from hydra import compose, initialize_config_module
 from optuna.distributions import CategoricalDistribution
 
-from pipelines.calibrate import observed
 from pipelines.data import load_samples
-from pipelines.opened import open_model
+from pipelines.model import open_model
 from pipelines.settings import Settings, check_settings, register_resolvers
 from pipelines.space import make_space
+from pipelines.stages.calibrate import observed
 from search.objective import Objective
 from search.sampler import make_sampler
 from search.space import Space

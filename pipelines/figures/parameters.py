@@ -10,7 +10,7 @@ import optuna
 from matplotlib.axes import Axes
 from optuna.trial import FrozenTrial
 
-from pipelines.plots import BLUE, GREY, ORANGE, plt
+from pipelines.figures.search_history import BLUE, GREY, ORANGE, plt
 from search.study import discrepancy, done_trials
 
 IMPORTANCE, PARALLEL = "importance.png", "parallel.png"

@@ -20,15 +20,15 @@ from multimodal.families import Modules, modules_of
 from multimodal.runtime import Pruner
 from multimodal.runtime.prefill import Prefill
 from multimodal.runtime.watch import Normalization
-from pipelines.calibrate import observed
+from pipelines.baselines import untuned_config
 from pipelines.console import console
-from pipelines.contenders import untuned_config
 from pipelines.data import load_samples
-from pipelines.opened import build_random, open_model
+from pipelines.model import build_random, open_model
 from pipelines.prompts import build_inputs
 from pipelines.results import load_config
 from pipelines.settings import Settings
 from pipelines.space import make_space, prompts_of
+from pipelines.stages.calibrate import observed
 from search.calibration import CalibrationSample, observe_sample
 from search.objective import Objective
 from search.stopwatch import Stopwatch

@@ -9,7 +9,7 @@ from multimodal.evidence import VisionRequest, joined
 from pipelines.choices import method_choices
 from pipelines.console import console, progress_bar
 from pipelines.data import Part, Sample, data_digest, load_samples
-from pipelines.opened import OpenedModel, open_model
+from pipelines.model import OpenedModel, open_model
 from pipelines.prompts import build_inputs
 from pipelines.settings import Settings
 from search.calibration import FORMAT, CalibrationSample, observe_sample

@@ -16,8 +16,8 @@ from pipelines.comparison.contenders import UNPRUNED, label
 from pipelines.comparison.measured import Measured
 from pipelines.comparison.rows import Comparison
 from pipelines.data import Sample
-from pipelines.opened import OpenedModel
-from pipelines.pictures import grid_maps
+from pipelines.figures.panels import grid_maps
+from pipelines.model import OpenedModel
 from pipelines.prompts import build_inputs
 
 SIDE = 224  # pixels of a tile's longer side

@@ -28,8 +28,8 @@ from multimodal.recycling import cells_of
 from multimodal.runtime.report import SampleReport
 from multimodal.runtime.sinks import language_sinks
 from pipelines.data import Sample
-from pipelines.opened import OpenedModel
-from pipelines.pictures import draw_image, draw_kept, draw_map, grid_maps, place_on_grids, save_panels
+from pipelines.figures.panels import draw_image, draw_kept, draw_map, grid_maps, place_on_grids, save_panels
+from pipelines.model import OpenedModel
 from pipelines.prompts import build_inputs
 from search.calibration import CalibrationSample, observe_sample
 

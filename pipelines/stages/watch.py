@@ -1,8 +1,8 @@
 """Stage watch: follow a search whose workers were launched before, from this host or another."""
 
 from pipelines.cluster import follow
-from pipelines.search import conclude, tracked
 from pipelines.settings import Settings
+from pipelines.stages.search import conclude, tracked
 from pipelines.storage import existing_study
 
 

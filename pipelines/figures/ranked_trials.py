@@ -7,9 +7,9 @@ from optuna.trial import FrozenTrial
 
 from multimodal import PruningConfig
 from pipelines.data import load_samples
-from pipelines.opened import open_model
-from pipelines.overlay import overlay_panels
-from pipelines.pictures import save_panels
+from pipelines.figures.overlay import overlay_panels
+from pipelines.figures.panels import save_panels
+from pipelines.model import open_model
 from pipelines.settings import Settings
 from search.study import discrepancy
 

@@ -8,18 +8,18 @@ import optuna
 from optuna.trial import FrozenTrial
 from rich.markup import escape
 
-from pipelines.calibrate import observed
 from pipelines.cluster import check_pairing, follow, launch
 from pipelines.console import console
 from pipelines.data import load_samples
-from pipelines.keeping import keep_with_study, study_runs
-from pipelines.opened import open_model
+from pipelines.figures.ranked_trials import RANKED, write_ranked
+from pipelines.model import open_model
 from pipelines.progress import study_progress
-from pipelines.ranked import RANKED, write_ranked
 from pipelines.results import write_results, write_settings
 from pipelines.settings import Settings
 from pipelines.space import check_device, make_space, study_latency
+from pipelines.stages.calibrate import observed
 from pipelines.storage import named, open_storage
+from pipelines.tracking import keep_with_study, study_runs
 from search.credentials import masked
 from search.objective import Objective, measure_named
 from search.queue import fill

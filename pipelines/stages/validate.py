@@ -15,17 +15,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from multimodal import PruningConfig, prune
-from pipelines.calibrate import observed
+from pipelines.baselines import TUNED, UNPRUNED, contenders
 from pipelines.comparison.statistics import by_kind
 from pipelines.console import console
-from pipelines.contenders import TUNED, UNPRUNED, contenders
 from pipelines.data import Sample, load_samples
 from pipelines.grading import answer_all, is_right
-from pipelines.keeping import keep_with_study
-from pipelines.opened import open_model
+from pipelines.model import open_model
 from pipelines.results import load_config
 from pipelines.settings import Settings
 from pipelines.space import make_space, study_latency
+from pipelines.stages.calibrate import observed
+from pipelines.tracking import keep_with_study
 from search.objective import Objective
 from search.stopwatch import Stopwatch
 

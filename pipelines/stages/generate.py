@@ -14,8 +14,8 @@ from multimodal import PruningConfig, prune
 from pipelines.console import console
 from pipelines.data import Sample, load_samples
 from pipelines.data.folder import open_image
-from pipelines.opened import OpenedModel, open_model
-from pipelines.overlay import write_overlay
+from pipelines.figures.overlay import write_overlay
+from pipelines.model import OpenedModel, open_model
 from pipelines.prompts import build_inputs, greedy_answers
 from pipelines.results import load_config
 from pipelines.settings import Settings

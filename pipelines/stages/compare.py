@@ -1,10 +1,8 @@
 """Stage compare: methods side by side on held-out samples, at the same exact budgets, published and equally tuned."""
 
-from pipelines import search
 from pipelines.comparison.bench import Bench
 from pipelines.comparison.contenders import PUBLISHED, TUNED, budgets_of, folder_of, label, methods_of
 from pipelines.comparison.entrants import Entrant, enter, tune
-from pipelines.comparison.figures import save_accuracy
 from pipelines.comparison.files import write_tables
 from pipelines.comparison.measure import measure_downscaled, measure_pruned, measure_unpruned
 from pipelines.comparison.measured import Measured
@@ -12,13 +10,15 @@ from pipelines.comparison.page import write_page
 from pipelines.comparison.rows import Comparison
 from pipelines.comparison.summary import summarise
 from pipelines.comparison.tables import budget_table, kinds_table, predictors_table
-from pipelines.comparison.tiles import draw_tiles
 from pipelines.comparison.tracked import track
 from pipelines.comparison.verdict import verdicts
 from pipelines.console import console
 from pipelines.data import load_samples
-from pipelines.opened import open_model
+from pipelines.figures.accuracy import save_accuracy
+from pipelines.figures.tiles import draw_tiles
+from pipelines.model import open_model
 from pipelines.settings import Settings
+from pipelines.stages import search
 from search.schedules import Schedules
 from search.tracking import check_store
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial
 
-from pipelines.plots import BLUE, ORANGE, draw_schedules, plt
+from pipelines.figures.search_history import BLUE, ORANGE, draw_schedules, plt
 from search.study import discrepancy, done_trials, spent
 
 

@@ -7,12 +7,12 @@ import optuna
 from multimodal import FlowpruneError
 from multimodal.config import FILE_NAME
 from pipelines.console import console
-from pipelines.keeping import keep_with_study, register_with_study, study_runs
-from pipelines.ranked import RANKED
+from pipelines.figures.ranked_trials import RANKED
 from pipelines.results import SETTINGS, write_results
 from pipelines.settings import BudgetSettings, Settings
+from pipelines.stages.validate import REPORT
 from pipelines.storage import existing_study, known_study, named, open_storage
-from pipelines.validate import REPORT
+from pipelines.tracking import keep_with_study, register_with_study, study_runs
 from search.snapshot import restore_study
 from search.study import best_trials, spent
 from search.tracking import LOST, check_store, study_of_run, unreachable

@@ -9,7 +9,7 @@ import torch
 
 from pipelines.comparison.contenders import methods_of
 from pipelines.comparison.rows import Comparison
-from pipelines.opened import open_model
+from pipelines.model import open_model
 from pipelines.settings import Settings
 from search.latency import device_name
 

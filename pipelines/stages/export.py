@@ -5,10 +5,10 @@ from pathlib import Path
 
 from multimodal import FlowpruneError, PruningConfig, prune
 from pipelines.console import console
-from pipelines.keeping import keep_with_study, register_with_study, say_how_to_compare
-from pipelines.opened import open_model
+from pipelines.model import open_model
 from pipelines.settings import Settings
-from pipelines.validate import REPORT
+from pipelines.stages.validate import REPORT
+from pipelines.tracking import keep_with_study, register_with_study, say_how_to_compare
 from search.tracking import config_of_run, config_registered
 from search.tuned import TUNED
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from pipelines.console import console
 from pipelines.data import load_samples
-from pipelines.keeping import keep_with_study
-from pipelines.opened import open_model
-from pipelines.overlay import write_overlay
+from pipelines.figures.overlay import write_overlay
+from pipelines.model import open_model
 from pipelines.results import load_config
 from pipelines.settings import Settings
+from pipelines.tracking import keep_with_study
 
 
 def run(settings: Settings) -> list[Path]:
