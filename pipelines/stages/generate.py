@@ -12,27 +12,26 @@ from transformers import BatchFeature
 
 from multimodal import PruningConfig, prune
 from pipelines.console import console
-from pipelines.data import Sample, load_samples
+from pipelines.data import Sample
 from pipelines.data.folder import open_image
 from pipelines.figures.overlay import write_overlay
-from pipelines.model import OpenedModel, open_model
+from pipelines.model import OpenedModel
 from pipelines.prompts import build_inputs, greedy_answers
-from pipelines.results import load_config
-from pipelines.settings import Settings
+from pipelines.workspace import Workspace
 from search.stopwatch import Stopwatch
 
 REPEATS = 5
 
 
-def run(settings: Settings) -> dict[str, str]:
+def run(workspace: Workspace) -> dict[str, str]:
     """Print both answers, what was kept and the time to the first token; returns the answers.
 
     Raises:
         FlowpruneError: there is no config or image, or they do not fit the model.
     """
-    config = load_config(settings, settings.generate.config)
-    sample = _sample(settings)
-    opened = open_model(settings.model)
+    config = workspace.config(workspace.settings.generate.config)
+    sample = _sample(workspace)
+    opened = workspace.model
     inputs = build_inputs(opened, [sample])
     table = Table(title=escape(sample.question))
     for column in ("", "answer", "visual tokens by layer", "KV bytes", "first token"):
@@ -41,20 +40,20 @@ def run(settings: Settings) -> dict[str, str]:
     seconds = _seconds_to_first_token(opened, inputs, configs)
     answers = {}
     for name, applied in configs.items():
-        answers[name], tokens, kv = _answer(opened, inputs, applied, settings.generate.max_new_tokens)
+        answers[name], tokens, kv = _answer(opened, inputs, applied, workspace.settings.generate.max_new_tokens)
         table.add_row(name, escape(answers[name]), tokens, kv, f"{seconds[name] * 1000:.1f} ms")
     console.print(table)
-    path = write_overlay(opened, sample, config, settings.folder / "generate.png", sample.question)
+    path = write_overlay(opened, sample, config, workspace.answered, sample.question)
     console.print(f"picture: {path}")
     return answers
 
 
-def _sample(settings: Settings) -> Sample:
-    asked = settings.generate
+def _sample(workspace: Workspace) -> Sample:
+    asked = workspace.settings.generate
     if asked.image is not None:
         image = open_image(Path(asked.image), "generate.image")
         return Sample(image, asked.question or "What is in the picture?")
-    first = load_samples(settings.data.model_copy(update={"heldout": 1}), "heldout", settings.seed)[0]
+    first = workspace.samples("heldout", 1)[0]
     return Sample(first.image, asked.question or first.question)
 
 
