@@ -8,7 +8,10 @@ import os
 import sys
 from types import ModuleType
 
-import hydra
+try:
+    import hydra
+except ModuleNotFoundError:
+    sys.exit("error: the command line needs more than the library: pip install 'flowprune[search]'.")
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -17,6 +20,7 @@ from rich.markup import escape
 from multimodal import FlowpruneError
 from pipelines.command_line import override_sentence, spelt_out
 from pipelines.console import console, quieten_libraries
+from pipelines.preconditions import check_preconditions
 from pipelines.settings import check_settings, register_resolvers
 from pipelines.workspace import Workspace
 
@@ -47,6 +51,7 @@ def run_stages(workspace: Workspace) -> None:
         FlowpruneError: a user's mistake.
     """
     settings = workspace.settings
+    check_preconditions(workspace)
     quieten_libraries()
     importlib.import_module("pipelines.extensions").load_extensions(settings.extensions)
     stages: dict[str, ModuleType] = {

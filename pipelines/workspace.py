@@ -193,7 +193,12 @@ class Workspace:
         for own in (self.tuned, self.exported):
             if own.exists():
                 return PruningConfig.from_pretrained(own)
-        raise FlowpruneError(f"{self.folder} holds no tuned config: run stages=[calibrate,search] first, or give one.")
+        raise FlowpruneError(self.no_config)
+
+    @property
+    def no_config(self) -> str:
+        """The sentence for somebody who has no config yet."""
+        return f"{self.folder} holds no tuned config: run stages=[calibrate,search] first, or give one."
 
     def each_budget(self) -> "Iterator[Workspace]":
         """The same for each budget alone."""
