@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from multimodal.families import geometry_of, modules_of
 
 CONF = Path(__file__).parents[2] / "conf/model"
-# billions of parameters, layers, hidden size, key-value heads, layers of the tower, and visual tokens of a large picture
+# billions of parameters, layers, hidden size, key-value heads, layers of the tower, visual tokens of a large picture
 PUBLISHED = {
     "gemma3_4b": (4.30, 34, 2560, 4, 27, 256),
     "glm_4_1v_9b": (10.29, 40, 4096, 2, 24, None),
