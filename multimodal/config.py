@@ -10,16 +10,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsA
 from multimodal.adaptive import Adaptive
 from multimodal.errors import FlowpruneError, one_sentence
 from multimodal.evidence import Request, Statistic, VisionRequest
-from multimodal.families import Positions
 from multimodal.merging import MergingRule, make_merging
 from multimodal.methods import Method, VisualTokens, make_method
+from multimodal.options import FILE_NAME, Measure, Positions, Sinks
 from multimodal.selection import Selection
-from multimodal.sinks import Sinks
 
-FILE_NAME = "pruning.json"
 SCHEMA_VERSION = 1
-
-Measure = Literal["retention", "flops", "kv", "latency_ms"]
 
 
 class _Strict(BaseModel):

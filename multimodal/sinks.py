@@ -5,14 +5,11 @@ head by head (arXiv 2410.10781, §2; ACT, arXiv 2406.15765, §3). What differs i
 """
 
 import functools
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from multimodal.importance import attention_chunks
-
-Sinks = Literal["kept", "masked", "calibrated"]
 
 SINK = 0.1  # ACT's threshold for calibration
 LANGUAGE_SINK = 0.3  # of the attention-sink metric of language models

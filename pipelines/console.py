@@ -1,5 +1,8 @@
 """What a person at the terminal sees: one console, progress bars and tables of one look."""
 
+import logging
+import warnings
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -16,3 +19,16 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
         console=console,
     )
+
+
+def quieten_libraries() -> None:
+    """Leave the terminal to flowprune: no progress bars or notices of the libraries below, which this imports."""
+    import optuna
+    import transformers
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -7,7 +7,7 @@ from multimodal import PruningConfig, prune
 from multimodal.runtime.report import SampleReport
 from pipelines.console import progress_bar
 from pipelines.data import Sample
-from pipelines.opened import OpenedModel
+from pipelines.model import OpenedModel
 from pipelines.prompts import build_inputs, greedy_answers
 
 BATCH = 32

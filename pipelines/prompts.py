@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from pipelines.data import Sample
-from pipelines.opened import OpenedModel
+from pipelines.model import OpenedModel
 
 
 def build_inputs(opened: OpenedModel, samples: Sequence[Sample]) -> BatchFeature:

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 
 from multimodal import FlowpruneError, PruningStep
-from multimodal.config import Measure
 from multimodal.costs import Workload
+from multimodal.options import Measure
 
 LEAST = 1e-7  # stands for a keep ratio that leaves what a step leaves in any case
 SHARES = {"retention": "retention", "flops": "flops_share", "kv": "kv_share"}

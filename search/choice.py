@@ -12,8 +12,8 @@ from multimodal import FlowpruneError
 from multimodal.evidence import Statistic, TowerScore, VisionRequest, joined
 from multimodal.merging import MergingRule, make_merging, merging_named
 from multimodal.methods import Method, SearchRange, make_method, method_named
+from multimodal.options import Sinks
 from multimodal.ranges import SearchChoice
-from multimodal.sinks import Sinks
 
 OWN = "own"  # the method's own merging rule
 

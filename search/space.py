@@ -9,12 +9,12 @@ import optuna
 
 from multimodal import PruningConfig, PruningStep
 from multimodal.adaptive import Adaptive
-from multimodal.config import Budget, Measure
+from multimodal.config import Budget
 from multimodal.merging import MergingRule
 from multimodal.methods import Method
+from multimodal.options import Measure, Sinks
 from multimodal.ranges import SearchRange
 from multimodal.runtime.watch import Normalization
-from multimodal.sinks import Sinks
 from search.budget import Cost, check_reachable
 from search.choice import MethodChoice, declared_ranges
 from search.schedules import Schedules

@@ -18,7 +18,8 @@ from multimodal.importance import (
     relevance_from_table,
     weighted_attention,
 )
-from multimodal.sinks import SINK, Sinks, column_means, sink_share
+from multimodal.options import Sinks
+from multimodal.sinks import SINK, column_means, sink_share
 
 ANSWER = "answer"
 

@@ -8,7 +8,7 @@ model that uses its config alone is called with a stand-in for ``self``.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,11 +16,10 @@ from transformers import PretrainedConfig
 
 from multimodal.errors import FlowpruneError
 from multimodal.layout import Layout
+from multimodal.options import Positions
 
 #: vision encoders whose layers see a batch of views, each with all of its patches
 DENSE_TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2", "internvl_vision", "aimv2", "ovis2")
-
-Positions = Literal["compact", "original"]
 
 
 class Geometry(ABC):

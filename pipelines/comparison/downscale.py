@@ -6,7 +6,7 @@ from dataclasses import replace
 from PIL import Image
 
 from pipelines.data import Sample
-from pipelines.opened import OpenedModel
+from pipelines.model import OpenedModel
 from pipelines.prompts import build_inputs
 
 HALVINGS = 8  # of the interval in which the factor is sought

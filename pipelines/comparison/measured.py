@@ -6,8 +6,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from multimodal import FlowpruneError, PruningConfig
-from multimodal.config import Measure
 from multimodal.errors import one_sentence
+from multimodal.options import Measure
 from pipelines.comparison.contenders import Variant
 from search.study import digest
 

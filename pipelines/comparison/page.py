@@ -6,13 +6,13 @@ from importlib import resources
 from pathlib import Path
 
 from pipelines.comparison.contenders import DOWNSCALED, UNPRUNED
-from pipelines.comparison.figures import accuracy_figure, pareto_figure
-from pipelines.comparison.made import how_it_was_made
+from pipelines.comparison.provenance import how_it_was_made
 from pipelines.comparison.rows import Comparison, Row
 from pipelines.comparison.statistics import Interval
 from pipelines.comparison.tables import correlation, points
-from pipelines.comparison.tiles import Strip
 from pipelines.comparison.verdict import pruned, sentences
+from pipelines.figures.accuracy import accuracy_figure, pareto_figure
+from pipelines.figures.tiles import Strip
 from pipelines.settings import Settings
 
 Cell = tuple[str, float | str]  # what is shown, and what it is sorted by

@@ -9,7 +9,7 @@ import optuna
 import pytest
 from mlflow.tracking import MlflowClient
 
-import pipelines.opened
+import pipelines.model
 from multimodal.methods import Method
 from pipelines.comparison.measured import Measured
 
@@ -63,7 +63,9 @@ def runs_of(folder: Path, kind: str) -> list:
 
 
 def test_methods_side_by_side(flowprune, tmp_path, own_method, monkeypatch):
-    monkeypatch.setattr("pipelines.search.write_ranked", lambda settings, trials: [])  # slow, and tested elsewhere
+    monkeypatch.setattr(
+        "pipelines.stages.search.write_ranked", lambda settings, trials: []
+    )  # slow, and tested elsewhere
     command = (*SMALL, f"extensions=[{own_method}]", "model=tiny", "compare.budgets=[0.2]")
     code, printed = flowprune(*command, without=("model.path", "model.name"))
     assert code == 0, printed
@@ -110,7 +112,7 @@ def test_methods_side_by_side(flowprune, tmp_path, own_method, monkeypatch):
         found = Measured.model_validate_json(path.read_text())
         assert len(found.right) == len(found.discrepancies) == len(found.divergences) == 8
     monkeypatch.setattr("pipelines.grading.greedy_answers", None)  # nothing is measured again
-    monkeypatch.setattr("pipelines.search.run", None)
+    monkeypatch.setattr("pipelines.stages.search.run", None)
     code, printed = flowprune(*command, without=("model.path", "model.name"))
     assert code == 0, printed
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*-*.json")} == kept
@@ -149,7 +151,7 @@ def test_a_search_of_ones_own_method(flowprune, tmp_path, own_method):
     ],
 )
 def test_a_wrong_value_is_one_sentence(overrides, message, flowprune, monkeypatch):
-    monkeypatch.setattr(pipelines.opened, "load_model", None)  # before any work
+    monkeypatch.setattr(pipelines.model, "load_model", None)  # before any work
     code, printed = flowprune("stages=[compare]", *overrides)
     printed = " ".join(printed.split())
     assert code == 2 and "Traceback" not in printed

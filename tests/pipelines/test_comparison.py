@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from multimodal import PruningConfig, PruningStep
 from pipelines.comparison.contenders import label
 from pipelines.comparison.downscale import largest_factor
-from pipelines.comparison.figures import accuracy_figure, front, pareto_figure
 from pipelines.comparison.files import short_table, write_tables
 from pipelines.comparison.measured import Identity, Measured, known
 from pipelines.comparison.rows import Comparison
@@ -23,6 +22,7 @@ from pipelines.comparison.statistics import Bootstrap, Interval, by_kind, hard_s
 from pipelines.comparison.summary import summarise
 from pipelines.comparison.tables import budget_table, points
 from pipelines.comparison.verdict import sentences
+from pipelines.figures.accuracy import accuracy_figure, front, pareto_figure
 
 KINDS = ["colour", "shape", None, "colour"]
 

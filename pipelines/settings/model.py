@@ -1,0 +1,19 @@
+"""conf/model: which vision-language model."""
+
+from typing import Any, Literal
+
+from pipelines.settings.group import Group
+
+
+class ModelSettings(Group):
+    """conf/model."""
+
+    name: str
+    path: str
+    revision: str | None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    device: str
+    attention: str
+    weights: Literal["pretrained", "random"]
+    trust_remote_code: bool
+    architecture: dict[str, Any] | None

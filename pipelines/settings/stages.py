@@ -1,0 +1,81 @@
+"""The groups of conf/config.yaml that one stage reads."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from pipelines.settings.group import Group
+
+Stage = Literal[
+    "calibrate",
+    "search",
+    "validate",
+    "export",
+    "maps",
+    "generate",
+    "benchmark",
+    "compare",
+    "watch",
+    "cancel",
+    "sync",
+    "proxy",
+]
+
+
+class GenerateSettings(Group):
+    """The generate stage."""
+
+    image: str | None
+    question: str | None
+    config: str | None
+    max_new_tokens: int = Field(ge=1)
+
+
+class MapsSettings(Group):
+    """The maps stage."""
+
+    samples: int = Field(ge=1)
+    config: str | None
+
+
+class BenchmarkSettings(Group):
+    """The benchmark stage."""
+
+    config: str | None
+    repeats: int = Field(ge=1)
+    samples: int = Field(ge=1)
+    text_tokens: int = Field(ge=1)
+
+
+class CompareSettings(Group):
+    """The compare stage."""
+
+    name: str = Field(min_length=1)
+    methods: list[str] = Field(min_length=1)
+    budgets: list[float] | None
+    tuned: bool | list[str]
+    timed: int = Field(ge=1)
+    repeats: int = Field(ge=1)
+    bootstrap: int = Field(ge=100)
+    pictures: int = Field(ge=0)
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    def tunes(self, method: str) -> bool:
+        """Whether a method is searched, too."""
+        return method in self.tuned if isinstance(self.tuned, list) else self.tuned
+
+    @field_validator("budgets", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, int | float) else value
+
+
+class ProxySettings(Group):
+    """The proxy stage."""
+
+    host: str
+    port: int

@@ -1,0 +1,105 @@
+"""Stage compare: methods side by side on held-out samples, at the same exact budgets, published and equally tuned."""
+
+from pipelines.comparison.bench import Bench
+from pipelines.comparison.contenders import PUBLISHED, TUNED, budgets_of, label, methods_of
+from pipelines.comparison.entrants import Entrant, enter, tune
+from pipelines.comparison.files import write_tables
+from pipelines.comparison.measure import measure_downscaled, measure_pruned, measure_unpruned
+from pipelines.comparison.measured import Measured
+from pipelines.comparison.page import write_page
+from pipelines.comparison.rows import Comparison
+from pipelines.comparison.summary import summarise
+from pipelines.comparison.tables import budget_table, kinds_table, predictors_table
+from pipelines.comparison.tracked import track
+from pipelines.comparison.verdict import verdicts
+from pipelines.console import console
+from pipelines.figures.accuracy import save_accuracy
+from pipelines.figures.tiles import draw_tiles
+from pipelines.stages import search
+from pipelines.workspace import Workspace
+from search.schedules import Schedules
+from search.tracking import check_store
+
+PAGE, FIGURE = "comparison.html", "comparison.png"
+
+
+def check(workspace: Workspace) -> None:
+    """Say what would keep a comparison from running, before anything expensive.
+
+    Raises:
+        FlowpruneError: an unknown method, a budget that is none, an unreachable storage or tracking store.
+    """
+    methods_of(workspace.settings)
+    budgets_of(workspace.settings)
+    if workspace.settings.compare.tuned:
+        search.check(workspace)
+    check_store(workspace.settings.tracking.uri, workspace.settings.tracking.experiment)
+
+
+def run(workspace: Workspace) -> Comparison:
+    """Measure every contender that was not measured yet, and say what all of them show together.
+
+    Raises:
+        FlowpruneError: bad settings, data or model, or a method that was named does not fit the model.
+    """
+    check(workspace)
+    opened = workspace.model
+    entrants, left_out = enter(workspace, opened)
+    for name, why in left_out.items():
+        console.print(f"[yellow]left out: {name}: {why}[/]", highlight=False)
+    bench = Bench(workspace, opened, workspace.samples("heldout"))
+    unpruned = measure_unpruned(bench)
+    smaller = {budget: measure_downscaled(bench, unpruned, budget, share) for budget, share in _shares(entrants)}
+    pruned = [
+        measure_pruned(bench, unpruned, each.name, each.workspace, PUBLISHED, each.published)
+        for each in entrants
+        if each.published is not None
+    ]
+    if workspace.settings.compare.tuned:
+        pruned += [_tuned(bench, unpruned, each) for each in entrants if workspace.settings.compare.tunes(each.name)]
+    comparison = summarise(
+        unpruned,
+        smaller,
+        pruned,
+        [sample.kind for sample in bench.samples],
+        workspace.settings.compare.bootstrap,
+        workspace.settings.seed,
+        left_out,
+    )
+    _conclude(workspace, bench, comparison, unpruned, pruned)
+    return comparison
+
+
+def _shares(entrants: list[Entrant]) -> list[tuple[float, float]]:
+    """For each budget, the share of the visual tokens that one step before the language model keeps to meet it."""
+    found = {}
+    for each in entrants:
+        [budget] = each.space.budgets
+        [step] = Schedules(each.space.cost, 1, each.space.layers).solved(budget, [0], [])
+        found[budget] = step.keep_ratio
+    return list(found.items())
+
+
+def _tuned(bench: Bench, unpruned: Measured, entrant: Entrant) -> Measured:
+    own, budget = entrant.workspace, entrant.workspace.settings.budget
+    console.print(f"[bold]{label(entrant.name, TUNED)}[/], {budget.measure} {budget.budgets[0]:g}")
+    return measure_pruned(bench, unpruned, entrant.name, own, TUNED, tune(own), own.settings.search.trials)
+
+
+def _conclude(
+    workspace: Workspace, bench: Bench, comparison: Comparison, unpruned: Measured, pruned: list[Measured]
+) -> None:
+    """Print, write and track what was found."""
+    for budget in comparison.budgets:
+        console.print(budget_table(comparison, budget))
+    if comparison.kinds:
+        for budget in comparison.budgets:
+            console.print(kinds_table(comparison, budget))
+    console.print(predictors_table(comparison))
+    for verdict in verdicts(comparison):
+        console.print(verdict, highlight=False)
+    folder = workspace.comparison
+    page = write_page(workspace.settings, comparison, draw_tiles(bench, comparison, unpruned, pruned), folder / PAGE)
+    files = [page, *write_tables(comparison, folder), save_accuracy(comparison, folder / FIGURE)]
+    console.print(f"page: {page}\ntables and figure: {', '.join(file.name for file in files[1:])}", soft_wrap=True)
+    track(workspace, comparison, files)

@@ -1,0 +1,65 @@
+"""Stage export: write the tuned config as one file that needs nothing but the model."""
+
+import json
+from pathlib import Path
+
+from multimodal import FlowpruneError, PruningConfig, prune
+from pipelines.console import console
+from pipelines.tracking import keep_with_study, register_with_study, say_how_to_compare
+from pipelines.workspace import Workspace
+from search.tracking import config_of_run, config_registered
+
+
+def run(workspace: Workspace) -> Path:
+    """Write ``pruning.json``, check that it fits the model, and register it; or write one that MLflow keeps.
+
+    Returns:
+        Its path.
+
+    Raises:
+        FlowpruneError: no search has been run, or MLflow has no such config.
+    """
+    if workspace.settings.run_id is not None or workspace.settings.registered is not None:
+        return _fetch(workspace)
+    config = _with_heldout(PruningConfig.from_pretrained(workspace.tuned), workspace.validation)
+    path = config.save_pretrained(workspace.folder)
+    with prune(workspace.model.model, PruningConfig.from_pretrained(path)):
+        pass
+    keep_with_study(workspace, [path])
+    console.print(f"pruning config: [bold]{path}[/]")
+    register_with_study(workspace, path)
+    say_how_to_compare(workspace)
+    return path
+
+
+def _with_heldout(config: PruningConfig, report: Path) -> PruningConfig:
+    """The config with its discrepancy on held-out samples, where validate has measured this very config's."""
+    origin = config.provenance
+    if origin is None or not report.exists():
+        return config
+    found = json.loads(report.read_text(encoding="utf-8"))
+    if found["tuned"] != origin.model_dump(mode="json"):
+        return config
+    discrepancy = found["contenders"]["tuned"]["discrepancy"]
+    measured = {"heldout_discrepancy": discrepancy, "heldout_digest": found["data_digest"]}
+    return config.model_copy(update={"provenance": origin.model_copy(update=measured)})
+
+
+def _fetch(workspace: Workspace) -> Path:
+    """Write a config of a run or of the registry; its model need not be here."""
+    settings = workspace.settings
+    if settings.run_id is not None and settings.registered is not None:
+        raise FlowpruneError("run_id and registered are both given: give one of them.")
+    if settings.run_id is not None:
+        config = config_of_run(settings.tracking.uri, settings.run_id)
+    else:
+        config = config_registered(settings.tracking.uri, settings.registered or "")
+    if workspace.tuned.exists():
+        raise FlowpruneError(f"{workspace.folder} is a study's own folder: set output=FOLDER for a config from MLflow.")
+    path = config.save_pretrained(workspace.study_folder)
+    origin, model = config.provenance, config.model
+    if origin is not None and model is not None:
+        found = f"discrepancy {origin.calibration_discrepancy:.4f}"
+        console.print(f"trial {origin.trial} of {origin.study}, tuned for {model.id}: {found}")
+    console.print(f"pruning config: [bold]{path}[/]")
+    return path

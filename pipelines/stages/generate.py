@@ -1,0 +1,86 @@
+"""Stage generate: one image, one question, answered with and without pruning."""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.markup import escape
+from rich.table import Table
+from transformers import BatchFeature
+
+from multimodal import PruningConfig, prune
+from pipelines.console import console
+from pipelines.data import Sample
+from pipelines.data.folder import open_image
+from pipelines.figures.overlay import write_overlay
+from pipelines.model import OpenedModel
+from pipelines.prompts import build_inputs, greedy_answers
+from pipelines.workspace import Workspace
+from search.stopwatch import Stopwatch
+
+REPEATS = 5
+
+
+def run(workspace: Workspace) -> dict[str, str]:
+    """Print both answers, what was kept and the time to the first token; returns the answers.
+
+    Raises:
+        FlowpruneError: there is no config or image, or they do not fit the model.
+    """
+    config = workspace.config(workspace.settings.generate.config)
+    sample = _sample(workspace)
+    opened = workspace.model
+    inputs = build_inputs(opened, [sample])
+    table = Table(title=escape(sample.question))
+    for column in ("", "answer", "visual tokens by layer", "KV bytes", "first token"):
+        table.add_column(column)
+    configs = {"unpruned": None, "pruned": config}
+    seconds = _seconds_to_first_token(opened, inputs, configs)
+    answers = {}
+    for name, applied in configs.items():
+        answers[name], tokens, kv = _answer(opened, inputs, applied, workspace.settings.generate.max_new_tokens)
+        table.add_row(name, escape(answers[name]), tokens, kv, f"{seconds[name] * 1000:.1f} ms")
+    console.print(table)
+    path = write_overlay(opened, sample, config, workspace.answered, sample.question)
+    console.print(f"picture: {path}")
+    return answers
+
+
+def _sample(workspace: Workspace) -> Sample:
+    asked = workspace.settings.generate
+    if asked.image is not None:
+        image = open_image(Path(asked.image), "generate.image")
+        return Sample(image, asked.question or "What is in the picture?")
+    first = workspace.samples("heldout", 1)[0]
+    return Sample(first.image, asked.question or first.question)
+
+
+def _answer(
+    opened: OpenedModel, inputs: BatchFeature, config: PruningConfig | None, max_new_tokens: int
+) -> tuple[str, str, str]:
+    """The answer, and tokens by layer and KV bytes as text."""
+    with prune(opened.model, config) if config else nullcontext() as pruner:
+        [answer] = greedy_answers(opened, inputs, max_new_tokens)
+        if pruner is None or config is None:
+            return answer, str(int((inputs["input_ids"] == opened.modules.geometry.image_token_id).sum())), ""
+        [report] = pruner.report
+        steps = zip(config.schedule, report.kept, strict=True)
+        tokens = " → ".join(f"{len(kept)} from layer {step.layer}" for step, kept in steps)
+        kv = f"{report.kv_bytes:,} of {report.kv_bytes_unpruned:,}"
+        return answer, f"{tokens} (retention {report.retention:.3f})", kv
+
+
+@torch.inference_mode()
+def _seconds_to_first_token(
+    opened: OpenedModel, inputs: BatchFeature, configs: Mapping[str, PruningConfig | None]
+) -> dict[str, float]:
+    """Median seconds from pixels to the first token, interleaved."""
+    model: Any = opened.model
+    watch = Stopwatch(model.device)
+    for _ in range(1 + REPEATS):
+        for name, config in configs.items():
+            with prune(model, config) if config else nullcontext():
+                watch.time(name, lambda: model(**inputs, logits_to_keep=1).logits.argmax(-1))
+    return watch.medians()

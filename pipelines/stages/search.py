@@ -1,0 +1,56 @@
+"""Stage search: find the config of least discrepancy under the budget, every trial tracked in MLflow."""
+
+import optuna
+
+from pipelines.cluster import check_pairing, follow, launch
+from pipelines.console import console
+from pipelines.figures.ranked_trials import write_ranked
+from pipelines.progress import study_progress
+from pipelines.results import conclude
+from pipelines.storage import open_storage
+from pipelines.tracking import keep_with_study, tracked
+from pipelines.trials import join, work
+from pipelines.workspace import Workspace
+from search.queue import fill
+from search.reaper import Reaper
+from search.study import done_trials, spent
+from search.tracking import check_store
+from search.worker import interruptible
+
+
+def run(workspace: Workspace) -> optuna.Study:
+    """Run the study to its target, or go on with it; returns it.
+
+    Raises:
+        FlowpruneError: bad settings, an unreachable storage or tracking store, a study of other settings.
+    """
+    check(workspace)
+    search = join(workspace)
+    study, target = search.study, workspace.settings.search.trials
+    dead = Reaper(study, target).reap(study.get_trials(deepcopy=False))
+    if dead:
+        console.print(f"[yellow]trials {dead} were left by a process that died: failed, and queued once more[/]")
+    with tracked(workspace, study) as tracker:
+        if workspace.settings.cluster.kind == "none":
+            with interruptible(study, target), study_progress(study, target) as show:
+                work(search, target, tracker, show)
+        elif len(done_trials(study)) < target:
+            fill(study, target)
+            launch(workspace, target - len(done_trials(study)))
+            follow(workspace, study)
+    conclude(workspace, study)
+    for part in workspace.each_budget():
+        trials = [trial for trial in done_trials(study) if spent(trial).asked == part.settings.budget.budgets[0]]
+        keep_with_study(part, write_ranked(part, trials), part.overlays.name)
+    return study
+
+
+def check(workspace: Workspace) -> None:
+    """Say what would keep a search from running, before anything expensive.
+
+    Raises:
+        FlowpruneError: settings that do not go together, an unreachable storage or tracking store.
+    """
+    check_pairing(workspace.settings)
+    open_storage(workspace.settings.storage)
+    check_store(workspace.settings.tracking.uri, workspace.settings.tracking.experiment)
