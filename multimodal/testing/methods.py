@@ -222,6 +222,7 @@ def plain(method: Method) -> bool:
 
 
 MODELS = pytest.mark.parametrize("name", ["llava_clip", "llava_onevision"])  # a class token; tiles and newlines
+TILES = pytest.mark.parametrize("name", ["llava_onevision"])
 
 
 def prompts(model: PreTrainedModel) -> list[dict]:
@@ -235,7 +236,7 @@ def test_pruning_equals_hiding_what_was_pruned(method: Method, name: str) -> Non
         equals_masking(name, "sdpa", batch(prompts(tiny(name))), config_of(method))
 
 
-@MODELS
+@TILES
 def test_it_keeps_the_counts_of_the_schedule(method: Method, name: str) -> None:
     model, chosen = tiny(name), config_of(method)
     inputs = sample(model, images=2)
@@ -249,7 +250,7 @@ def test_it_keeps_the_counts_of_the_schedule(method: Method, name: str) -> None:
         before = kept
 
 
-@MODELS
+@TILES
 def test_keeping_everything_changes_nothing(method: Method, name: str) -> None:
     if method.tower is not None:  # what leaves the tower is a parameter's, too
         return
@@ -276,7 +277,7 @@ def test_a_batch_row_equals_the_sample_alone(method: Method, name: str) -> None:
                 torch.testing.assert_close(ours[0], theirs[row], **EXACT)
 
 
-@MODELS
+@TILES
 def test_the_model_is_as_it_was(method: Method, name: str) -> None:
     model = tiny(name)
     inputs = sample(model)

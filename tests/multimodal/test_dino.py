@@ -89,7 +89,7 @@ def test_a_copy_without_a_tower_gets_it_and_a_whole_one_keeps_its_own(dino, tmp_
 
 @installed
 def test_it_answers(dino) -> None:
-    samples = list(scenes("test", 48))
+    samples = list(scenes("test", 24))
     found = answers(*dino, samples)
     assert np.mean([answer == sample.answer for answer, sample in zip(found, samples, strict=True)]) >= 0.6
 
