@@ -33,7 +33,7 @@ from multimodal.evidence import (
 from multimodal.families import modules_of
 from multimodal.methods import Method, VisualTokens
 from multimodal.runtime.watch import watch_vision
-from multimodal.testing.contracts import EXACT, families, mixed_samples
+from multimodal.testing.contracts import EXACT, families, mixed_samples, rotated
 from multimodal.testing.oracles import (
     MEAN,
     STD,
@@ -487,8 +487,7 @@ def assert_attention(inputs: dict, image: Asked, answer: Tensor, rows: str, seen
 SUCCESSION = [(2, 0.6), (3, 0.5)]
 
 
-@families
-@pytest.mark.parametrize("shape", ["alone", "batch"])
+@pytest.mark.parametrize(("name", "shape"), rotated(["alone", "batch"]))
 def test_language_attention_is_what_the_next_layer_would_compute(name: str, shape: str) -> None:
     """Of two steps in succession, of which one layer is the next of the first and the one before the second."""
     model = build(name, "eager")

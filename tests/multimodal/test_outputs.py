@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from multimodal import prune
-from multimodal.testing.contracts import EXACT, KEEPS_ALL, PRUNES, called, families
+from multimodal.testing.contracts import EXACT, KEEPS_ALL, PRUNES, called, families, rotated
 from multimodal.testing.oracles import run_hidden, tiny
 from multimodal.testing.tiny_models import WORDS, build, sample
 
@@ -33,8 +33,7 @@ def test_hidden_states_are_those_of_every_layer(name: str) -> None:
     assert found[-1].shape[1] < stock[-1].shape[1]
 
 
-@families
-@pytest.mark.parametrize("where", ["argument", "config"])
+@pytest.mark.parametrize(("name", "where"), rotated(["argument", "config"]))
 def test_attention_weights_may_be_asked_for(name: str, where: str) -> None:
     """In the settings of the model, its tower is asked, too."""
     model = tiny(name, "eager")
