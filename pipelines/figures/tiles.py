@@ -32,13 +32,13 @@ class Tile:
         name: of the contender.
         picture: JPEG, as a data URL.
         answer: what it said.
-        right: whether that is right; None where the answer is not known.
+        right: what that is worth, in [0, 1]; None where no right answer is known.
     """
 
     name: str
     picture: str
     answer: str
-    right: bool | None
+    right: float | None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Stage generate: one image, one question, answered with and without pruning."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,15 @@ from transformers import BatchFeature
 from multimodal import PruningConfig, prune
 from pipelines.console import console
 from pipelines.data import Sample, load_samples
-from pipelines.data.folder import open_image
+from pipelines.data.asking import as_asked
+from pipelines.data.conversations import ask
+from pipelines.data.pictures import stored
+from pipelines.data.sample import Medium
 from pipelines.figures.overlay import write_overlay
 from pipelines.model import OpenedModel, open_model
 from pipelines.prompts import build_inputs, greedy_answers
 from pipelines.results import load_config
-from pipelines.settings import Settings
+from pipelines.settings import DataSettings, Settings
 from search.stopwatch import Stopwatch
 
 REPEATS = 5
@@ -52,10 +55,15 @@ def run(settings: Settings) -> dict[str, str]:
 def _sample(settings: Settings) -> Sample:
     asked = settings.generate
     if asked.image is not None:
-        image = open_image(Path(asked.image), "generate.image")
-        return Sample(image, asked.question or "What is in the picture?")
-    first = load_samples(settings.data.model_copy(update={"heldout": 1}), "heldout", settings.seed)[0]
-    return Sample(first.image, asked.question or first.question)
+        picture = stored(Path(asked.image).expanduser(), "generate.image")
+        picture.check()
+        return _about([picture], asked.question or "What is in the picture?", "generate.image", settings.data)
+    [first] = load_samples(settings.data.model_copy(update={"heldout": 1}), "heldout", settings.seed)
+    return first if asked.question is None else _about(first.media, asked.question, first.where, settings.data)
+
+
+def _about(shown: Sequence[Medium], question: str, where: str, data: DataSettings) -> Sample:
+    return as_asked(Sample((ask(question, shown, where),), where=where), data)
 
 
 def _answer(
@@ -65,7 +73,8 @@ def _answer(
     with prune(opened.model, config) if config else nullcontext() as pruner:
         [answer] = greedy_answers(opened, inputs, max_new_tokens)
         if pruner is None or config is None:
-            return answer, str(int((inputs["input_ids"] == opened.modules.geometry.image_token_id).sum())), ""
+            layouts = opened.modules.geometry.layouts(inputs)
+            return answer, str(sum(layout.visual_tokens for layout in layouts)), ""
         [report] = pruner.report
         steps = zip(config.schedule, report.kept, strict=True)
         tokens = " → ".join(f"{len(kept)} from layer {step.layer}" for step, kept in steps)

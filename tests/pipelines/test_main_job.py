@@ -282,7 +282,7 @@ def test_a_budget_in_milliseconds(flowprune, tmp_path, monkeypatch):
 
 
 def test_a_folder_of_ones_own_without_answers(flowprune, tmp_path):
-    samples = [Sample(s.image.resize((300, 120)), s.question) for s in scenes("test", 9)]
+    samples = [Sample.asking(s.image.resize((300, 120)), s.question) for s in scenes("test", 9)]
     write_folder(samples, tmp_path / "data")
     code, printed = flowprune(*SMOKE, "data=folder", f"data.path={tmp_path}/data", "data.calibration=5")
     assert code == 0, printed
