@@ -12,10 +12,9 @@ from multimodal.errors import FlowpruneError, one_sentence
 from multimodal.evidence import Request, Statistic, VisionRequest
 from multimodal.merging import MergingRule, make_merging
 from multimodal.methods import Method, VisualTokens, make_method
-from multimodal.options import Measure, Positions, Sinks
+from multimodal.options import FILE_NAME, Measure, Positions, Sinks
 from multimodal.selection import Selection
 
-FILE_NAME = "pruning.json"
 SCHEMA_VERSION = 1
 
 

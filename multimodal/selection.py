@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from multimodal.gathering import tokens_at, widened
+
 CHUNK = 1 << 26  # values on their way at once
 
 
@@ -31,15 +33,15 @@ class Selection(NamedTuple):
         """What the kept tokens carry, of what all of them did ``[images, n, C]`` → ``[images, count, C]``."""
         images, count = self.kept.shape
         if self.owner is None or self.share is None:
-            return values.gather(1, self._wide(self.kept, values))
+            return tokens_at(values, self.kept)
         merged = torch.zeros(images, count + 1, values.shape[-1], dtype=torch.float32, device=values.device)
         edges = self.owner.shape[1]
         step = edges if self.source is None else max(1, CHUNK // values[:, 0].numel())
         for first in range(0, edges, step):
             part = slice(first, first + step)
-            given = values if self.source is None else values.gather(1, self._wide(self.source[:, part], values))
+            given = values if self.source is None else tokens_at(values, self.source[:, part])
             given = given.float() * self.share[:, part].unsqueeze(-1)
-            merged.scatter_add_(1, self._wide(self.owner[:, part], values), given)
+            merged.scatter_add_(1, widened(self.owner[:, part], values), given)
         return merged[:, :count].to(values.dtype)
 
     def sizes(self, before: Tensor | None = None) -> Tensor | None:
@@ -57,7 +59,3 @@ class Selection(NamedTuple):
         images, count = self.kept.shape
         sizes = torch.zeros(images, count + 1, dtype=torch.float32, device=self.owner.device)
         return sizes.scatter_add_(1, self.owner, before)[:, :count]
-
-    @staticmethod
-    def _wide(index: Tensor, values: Tensor) -> Tensor:
-        return index.unsqueeze(-1).expand(-1, -1, values.shape[-1])

@@ -8,7 +8,10 @@ import os
 import sys
 from types import ModuleType
 
-import hydra
+try:
+    import hydra
+except ModuleNotFoundError:
+    sys.exit("error: the command line needs more than the library: pip install 'flowprune[search]'.")
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -17,7 +20,9 @@ from rich.markup import escape
 from multimodal import FlowpruneError
 from pipelines.command_line import override_sentence, spelt_out
 from pipelines.console import console, quieten_libraries
-from pipelines.settings import Settings, check_settings, register_resolvers
+from pipelines.preconditions import check_preconditions
+from pipelines.settings import check_settings, register_resolvers
+from pipelines.workspace import Workspace
 
 USER_ERROR, CRASH = 2, 70
 OF_ONE_CONFIG = ("validate", "export", "maps", "generate", "benchmark")  # run for each budget of search=pareto
@@ -27,7 +32,7 @@ OF_ONE_CONFIG = ("validate", "export", "maps", "generate", "benchmark")  # run f
 def app(cfg: DictConfig) -> None:
     """Run the stages of a composed configuration."""
     try:
-        run_stages(check_settings(cfg))
+        run_stages(Workspace(check_settings(cfg)))
     except FlowpruneError as error:
         say_error(str(error))
         sys.exit(USER_ERROR)
@@ -39,12 +44,14 @@ def app(cfg: DictConfig) -> None:
         sys.exit(CRASH)
 
 
-def run_stages(settings: Settings) -> None:
+def run_stages(workspace: Workspace) -> None:
     """Check what every stage needs, then run them in order.
 
     Raises:
         FlowpruneError: a user's mistake.
     """
+    settings = workspace.settings
+    check_preconditions(workspace)
     quieten_libraries()
     importlib.import_module("pipelines.extensions").load_extensions(settings.extensions)
     stages: dict[str, ModuleType] = {
@@ -52,10 +59,10 @@ def run_stages(settings: Settings) -> None:
     }
     for checked in ("search", "compare"):  # said before other stages spend their time
         if checked in stages:
-            stages[checked].check(settings)
+            stages[checked].check(workspace)
     for name in settings.stages:
         console.rule(f"[bold]{name}")
-        for each in settings.each_budget() if name in OF_ONE_CONFIG else [settings]:
+        for each in workspace.each_budget() if name in OF_ONE_CONFIG else [workspace]:
             stages[name].run(each)
 
 

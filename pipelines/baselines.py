@@ -4,16 +4,16 @@ from collections.abc import Mapping
 
 from multimodal import FlowpruneError, PruningConfig
 from multimodal.methods import make_method, method_named
-from pipelines.settings import Settings
+from pipelines.settings import MethodSettings
 from search.schedules import Schedules
 from search.space import Space
 
 UNPRUNED, TUNED, UNTUNED, UNIFORM, RANDOM = "unpruned", "tuned", "untuned", "uniform", "random"
 
 
-def contenders(settings: Settings, space: Space, tuned: PruningConfig) -> Mapping[str, PruningConfig | None]:
+def contenders(method: MethodSettings, space: Space, tuned: PruningConfig) -> Mapping[str, PruningConfig | None]:
     """Configs by name; None is the unpruned model."""
-    untuned = {} if settings.method.untuned is None else {UNTUNED: untuned_config(settings, space)}
+    untuned = {} if method.untuned is None else {UNTUNED: untuned_config(method, space)}
     return {
         UNPRUNED: None,
         TUNED: tuned,
@@ -23,23 +23,23 @@ def contenders(settings: Settings, space: Space, tuned: PruningConfig) -> Mappin
     }
 
 
-def untuned_config(settings: Settings, space: Space) -> PruningConfig:
+def untuned_config(method: MethodSettings, space: Space) -> PruningConfig:
     """The method as its paper uses it without a search, with the last ratio solved for the budget.
 
     Raises:
         FlowpruneError: there are several methods to choose among.
     """
-    untuned, [budget] = settings.method.untuned, space.budgets
+    untuned, [budget] = method.untuned, space.budgets
     if untuned is None:
-        raise FlowpruneError(f"method={settings.method.name} has no untuned values: run stages=[search], or name one.")
-    first = method_named(settings.method.name).first_layer
+        raise FlowpruneError(f"method={method.name} has no untuned values: run stages=[search], or name one.")
+    first = method_named(method.name).first_layer
     inner = max(space.first_inner_layer, first)
     schedules = Schedules(space.cost, len(untuned.places), space.layers, first > 0, inner)
     [single] = Schedules(space.cost, 1, space.layers).solved(budget, [0], [])
     ratios = [single.keep_ratio * untuned.ratios[0], *untuned.ratios[1:]] if untuned.ratios else []
     schedule = schedules.by_ratios(budget, schedules.at_depths(untuned.places, budget), ratios)
-    method = make_method({"name": settings.method.name, **untuned.parameters})
-    return space.config(budget, method, schedule, space.positions[0])
+    chosen = make_method({"name": method.name, **untuned.parameters})
+    return space.config(budget, chosen, schedule, space.positions[0])
 
 
 def _single_step(name: str, space: Space) -> PruningConfig:

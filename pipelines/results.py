@@ -5,24 +5,35 @@ from pathlib import Path
 
 import optuna
 
-from multimodal import FlowpruneError, PruningConfig
-from multimodal.config import FILE_NAME
+from pipelines.console import console
 from pipelines.figures.front import plot_front
-from pipelines.figures.parameters import plot_parameters
+from pipelines.figures.parameters import plot_importance, plot_parallel
 from pipelines.figures.search_history import plot_search
-from pipelines.settings import Settings
+from pipelines.tracking import keep_with_study
+from pipelines.workspace import Workspace
 from search.credentials import masked
-from search.snapshot import FILE, dump_study
-from search.study import best_trial, outcome
+from search.snapshot import dump_study
+from search.study import best_trial, best_trials, discrepancy, done_trials, outcome, spent
 from search.tracking import trial_metrics
-from search.tuned import TUNED, tuned_config
+from search.tuned import tuned_config
 
-SETTINGS, TRIALS, HISTORY, FRONT = "settings.json", "trials.csv", "search.png", "pareto.png"
+FEWEST = 4  # trials that say anything about parameters
 
 
-def write_results(settings: Settings, study: optuna.Study) -> list[Path]:
-    """Write the tuned config of each budget into its folder, and the study's table of trials,
-    snapshot and pictures.
+def conclude(workspace: Workspace, study: optuna.Study) -> None:
+    """Write what the study found, and keep it with its run."""
+    keep_with_study(workspace, [write_settings(workspace), *write_results(workspace, study)])
+    for part in workspace.each_budget():
+        keep_with_study(part, [part.tuned])
+    for best in best_trials(study).values():
+        console.print(
+            f"best of {len(done_trials(study))} trials: discrepancy {discrepancy(best):.4f} at {spent(best).measure} "
+            f"{spent(best).met:.4g} (trial {best.number})"
+        )
+
+
+def write_results(workspace: Workspace, study: optuna.Study) -> list[Path]:
+    """Write the tuned config of each budget into its folder, and the study's table of trials, snapshot and pictures.
 
     Returns:
         The files of the study as a whole.
@@ -30,30 +41,30 @@ def write_results(settings: Settings, study: optuna.Study) -> list[Path]:
     Raises:
         FlowpruneError: the study has no complete trial of a budget.
     """
-    output, parts = Path(settings.output), settings.each_budget()
-    best = [best_trial(study, part.budget.budgets[0]) for part in parts]
+    parts = list(workspace.each_budget())
+    best = [best_trial(study, part.settings.budget.budgets[0]) for part in parts]
     for part, trial in zip(parts, best, strict=True):
         part.folder.mkdir(parents=True, exist_ok=True)
-        config = tuned_config(study, trial).model_dump_json(indent=2)
-        (part.folder / TUNED).write_text(config + "\n", encoding="utf-8")
-    trials = output / TRIALS
-    _write_trials(study, trials)
-    if settings.search.pareto:
-        picture = output / FRONT
-        plot_front(study, best, picture)
+        part.tuned.write_text(tuned_config(study, trial).model_dump_json(indent=2) + "\n", encoding="utf-8")
+    workspace.snapshot.write_text(dump_study(study) + "\n", encoding="utf-8")
+    _write_trials(study, workspace.trials)
+    pictures = [workspace.front if workspace.settings.search.pareto else workspace.history]
+    if workspace.settings.search.pareto:
+        plot_front(study, best, workspace.front)
     else:
-        picture = output / HISTORY
-        plot_search(study, picture)
-    snapshot = output / FILE
-    snapshot.write_text(dump_study(study) + "\n", encoding="utf-8")
-    return [trials, picture, snapshot, *plot_parameters(study, output)]
+        plot_search(study, workspace.history)
+    if len(done_trials(study)) >= FEWEST:
+        plot_importance(study, workspace.importance)
+        plot_parallel(study, workspace.parallel)
+        pictures += [workspace.importance, workspace.parallel]
+    return [workspace.trials, workspace.snapshot, *pictures]
 
 
-def write_settings(settings: Settings) -> Path:
+def write_settings(workspace: Workspace) -> Path:
     """Write the composed configuration, without credentials; returns the file."""
-    path = Path(settings.output) / SETTINGS
+    path = workspace.composed
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(masked(settings.model_dump_json(indent=2)) + "\n", encoding="utf-8")
+    path.write_text(masked(workspace.settings.model_dump_json(indent=2)) + "\n", encoding="utf-8")
     return path
 
 
@@ -68,17 +79,3 @@ def _write_trials(study: optuna.Study, path: Path) -> None:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-
-
-def load_config(settings: Settings, path: str | None) -> PruningConfig:
-    """A config that a stage was given, or else this study's tuned one, or the one that was fetched.
-
-    Raises:
-        FlowpruneError: there is none.
-    """
-    if path is not None:
-        return PruningConfig.from_pretrained(path)
-    for name in (TUNED, FILE_NAME):
-        if (settings.folder / name).exists():
-            return PruningConfig.from_pretrained(settings.folder / name)
-    raise FlowpruneError(f"{settings.folder} holds no tuned config: run stages=[calibrate,search] first, or give one.")

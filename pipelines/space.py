@@ -1,11 +1,8 @@
-"""The search space of the settings, and the latency model of a study whose budget is in milliseconds."""
+"""The search space of the settings."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-import optuna
-import torch
 from torch import Tensor
 
 from multimodal import FlowpruneError
@@ -14,20 +11,27 @@ from multimodal.costs import Workload
 from multimodal.families import Geometry
 from multimodal.methods import method_named
 from multimodal.runtime.watch import Normalization
-from pipelines.choices import method_choices
 from pipelines.console import console
-from pipelines.model import OpenedModel
-from pipelines.settings import BudgetSettings, Settings
-from pipelines.stages.calibrate import Calibration
-from pipelines.storage import known_study
+from pipelines.settings import Settings
 from search.budget import BudgetUnreachableError, Cost, share_of
 from search.choice import MethodChoice
-from search.latency import Latency, device_name, measure_latency
+from search.latency import Latency
 from search.space import Space
-from search.study import digest
 
-PROBES = BudgetSettings(name="probes", retention=[0.3, 0.5, 0.7])  # what pruned prefills are timed at
-PROBED = 6
+
+def method_choices(settings: Settings) -> list[MethodChoice]:
+    """The methods that a search chooses among: one, or those of ``method=mixed``.
+
+    Raises:
+        FlowpruneError: an unknown method or merging rule, or rules that do not fit.
+    """
+    method, mergings, sinks = settings.method, settings.search.merging, settings.search.sinks
+    if not method.among:
+        return [MethodChoice(method.name, method.fixed, method.ranges, mergings, sinks)]
+    return [
+        MethodChoice(name, method.fixed.get(name, {}), method.ranges.get(name, {}), mergings, sinks)
+        for name in method.among
+    ]
 
 
 def make_space(
@@ -44,7 +48,7 @@ def make_space(
         geometry: of the model.
         workload: the prompts that meet the budget together.
         normalization: mean and standard deviation of the image processor.
-        latency: see :func:`study_latency`; needed by a budget in milliseconds.
+        latency: see :func:`pipelines.latency.study_latency`; needed by a budget in milliseconds.
 
     Raises:
         FlowpruneError: the budget cannot be met, or the positions do not fit the model.
@@ -119,74 +123,3 @@ def prompts_of(geometry: Geometry, inputs: Sequence[Mapping[str, Tensor]]) -> Wo
         layouts = geometry.layouts(each)
         prompts.append((layouts, each["input_ids"].shape[1] - sum(layout.visual_tokens for layout in layouts)))
     return Workload(geometry.text_config, prompts)
-
-
-def study_latency(
-    settings: Settings, opened: OpenedModel, calibration: Calibration, workload: Workload
-) -> Latency | None:
-    """The study's latency model; before there is a study, the one in the cache, which the first worker measures.
-
-    Args:
-        settings: of the run.
-        opened: the model, on the worker's device.
-        calibration: samples to measure on, and the cache.
-        workload: their prompts.
-
-    Returns:
-        None with a budget in another measure.
-
-    Raises:
-        FlowpruneError: a method prunes inside the tower, whose time is not the language model's.
-    """
-    if settings.budget.measure != "latency_ms":
-        return None
-    for choice in method_choices(settings):
-        if choice.prunes_tower:
-            raise FlowpruneError(
-                f"budget.latency_ms counts the language model's prefill alone, and {choice.name} prunes inside the "
-                "tower: set budget to retention, flops or kv."
-            )
-    study = known_study(settings)
-    known = None if study is None else study.user_attrs.get("settings", {}).get("latency")
-    return Latency(**known) if known else _cached(settings, opened, calibration, workload)
-
-
-def check_device(study: optuna.Study, device: torch.device) -> None:
-    """Refuse to count milliseconds of another device.
-
-    Raises:
-        FlowpruneError: the study's latency model was measured elsewhere.
-    """
-    known, here = study.user_attrs["settings"].get("latency"), device_name(device)
-    if known is not None and known["device"] != here:
-        raise FlowpruneError(
-            f"Study {study.study_name!r} counts milliseconds on {known['device']}, and this is {here}: run it there, "
-            "or choose another study=NAME."
-        )
-
-
-def _cached(settings: Settings, opened: OpenedModel, calibration: Calibration, workload: Workload) -> Latency:
-    """Measured by one worker: where several do it at once, the first to finish is the one that all read."""
-    device = device_name(opened.modules.text_model.device)
-    key = digest({"device": device, "method": settings.method.name, "steps": settings.search.steps})
-    path = calibration.folder / f"latency-{key}.json"
-    if not path.exists():
-        probing = settings.model_copy(update={"budget": PROBES})
-        space = make_space(probing, opened.modules.geometry, workload, opened.normalization)
-        trials = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=settings.seed))
-        probes = [space.suggest(trials.ask()) for _ in range(PROBED)]
-        measured = measure_latency(opened.modules, calibration.samples, probes, workload)
-        own = path.with_suffix(f".{os.getpid()}")
-        own.write_text(measured.model_dump_json(indent=2), encoding="utf-8")
-        try:
-            os.link(own, path)
-        except FileExistsError:
-            pass
-        finally:
-            own.unlink()
-    found = Latency.model_validate_json(path.read_text(encoding="utf-8"))
-    console.print(
-        f"one prompt's prefill on {found.device}: {found.milliseconds[-1]:.4g} ms unpruned, predictions for pruned "
-        f"ones are off by {found.error:.0%} (median)"
-    )
-    return found

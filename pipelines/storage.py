@@ -1,12 +1,11 @@
-"""The study's storage as the settings name it."""
+"""Storages and studies as the settings name them."""
 
 from pathlib import Path
 
 import optuna
 from optuna.storages import BaseStorage
 
-from multimodal import FlowpruneError
-from pipelines.settings import FileStorage, Settings, StorageSettings
+from pipelines.settings import FileStorage, StorageSettings
 from search.storages import STORAGES
 
 
@@ -24,25 +23,11 @@ def named(settings: StorageSettings) -> str:
     return settings.path if isinstance(settings, FileStorage) else f"{settings.kind}://{settings.host}:{settings.port}"
 
 
-def known_study(settings: Settings) -> optuna.Study | None:
-    """The settings' study, if it exists."""
-    if isinstance(settings.storage, FileStorage) and not Path(settings.storage.path).exists():
+def find_study(settings: StorageSettings, name: str) -> optuna.Study | None:
+    """The study of a name, if it exists."""
+    if isinstance(settings, FileStorage) and not Path(settings.path).exists():
         return None
-    storage = open_storage(settings.storage)
-    if settings.study not in optuna.get_all_study_names(storage):
+    storage = open_storage(settings)
+    if name not in optuna.get_all_study_names(storage):
         return None
-    return optuna.load_study(study_name=settings.study, storage=storage)
-
-
-def existing_study(settings: Settings) -> optuna.Study:
-    """The settings' study.
-
-    Raises:
-        FlowpruneError: there is none.
-    """
-    study = known_study(settings)
-    if study is None:
-        raise FlowpruneError(
-            f"{named(settings.storage)} has no study {settings.study!r}: run stages=[search] first, or set study=NAME."
-        )
-    return study
+    return optuna.load_study(study_name=name, storage=storage)

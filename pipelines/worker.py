@@ -14,26 +14,28 @@ from pipelines.cluster.last_words import DONE, ERROR, STOPPED
 from pipelines.console import quieten_libraries
 from pipelines.extensions import load_extensions
 from pipelines.settings import Settings
-from pipelines.stages import search
+from pipelines.tracking import tracked
+from pipelines.trials import join, work
+from pipelines.workspace import Workspace
 from search.worker import interruptible
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # cancelled; preempted, or out of time (submitit)
 
 
-def run(settings: Settings, worker: int) -> None:
+def run(workspace: Workspace, worker: int) -> None:
     """Join the study, and work until its target is met.
 
     Args:
-        settings: of the run.
+        workspace: of the run.
         worker: its number among the study's workers.
 
     Raises:
         FlowpruneError: what this host lacks.
     """
-    joined = search.join(settings, worker)
-    study, target = joined.study, settings.search.trials
-    with search.tracked(settings, study, beside_others=True) as tracker, interruptible(study, target):
-        search.work(joined, target, tracker, lambda: print(".", end="", flush=True))
+    joined = join(workspace, worker)
+    study, target = joined.study, workspace.settings.search.trials
+    with tracked(workspace, study, beside_others=True) as tracker, interruptible(study, target):
+        work(joined, target, tracker, lambda: print(".", end="", flush=True))
 
 
 def main() -> None:
@@ -44,7 +46,7 @@ def main() -> None:
     try:
         settings = Settings.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
         load_extensions(settings.extensions)
-        run(settings, int(sys.argv[2]))
+        run(Workspace(settings), int(sys.argv[2]))
     except FlowpruneError as error:
         sys.exit(f"\n{ERROR}{error}")
     except KeyboardInterrupt:

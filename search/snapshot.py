@@ -11,8 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from multimodal import FlowpruneError
 from search.credentials import masked
-
-FILE = "study.json"
+from search.files import SNAPSHOT
 
 
 def dump_study(study: optuna.Study) -> str:
@@ -61,7 +60,7 @@ def restore_study(storage: BaseStorage, name: str, text: str) -> optuna.Study:
         study = optuna.create_study(storage=storage, study_name=name, directions=plain["directions"])
         attributes, names = dict(plain["user_attrs"]), plain["metric_names"]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise FlowpruneError(f"{FILE} is not a valid study ({error}): choose another run_id.") from error
+        raise FlowpruneError(f"{SNAPSHOT} is not a valid study ({error}): choose another run_id.") from error
     if names is not None:
         study.set_metric_names(names)
     for key, value in attributes.items():

@@ -9,7 +9,6 @@ from multimodal import PruningConfig
 from multimodal.config import Provenance, TunedModel
 from search.study import discrepancy
 
-TUNED = "tuned.json"  # a search's best config, before it is exported
 VERSIONS = {package: version(package) for package in ("flowprune", "torch", "transformers")}
 
 

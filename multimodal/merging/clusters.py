@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from multimodal.gathering import tokens_at
 from multimodal.merging.rule import MergingRule
 from multimodal.ranges import SearchRange
 from multimodal.ranking import highest, others, ranked
@@ -53,7 +54,7 @@ def merge_clusters(kept: Tensor, pool: Tensor, features: Tensor, clusters: int) 
         k + clusters tokens, a cluster standing where its centre does.
     """
     images, tokens = features.shape[:2]
-    own = features.gather(1, pool.unsqueeze(-1).expand(-1, -1, features.shape[-1])).float()
+    own = tokens_at(features, pool).float()
     centres = cluster_centres(own, clusters)
     cluster = _nearest_centre(own, centres)
     stay = torch.cat([kept, pool.gather(1, centres)], 1)
@@ -99,7 +100,7 @@ def cluster_centres(features: Tensor, clusters: int) -> Tensor:
 
 def _nearest_centre(features: Tensor, centres: Tensor) -> Tensor:
     """The cluster of every token ``[images, n]``; a centre is in its own."""
-    own = features.gather(1, centres.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
+    own = tokens_at(features, centres)
     rows = max(1, CHUNK // centres.numel())
     cluster = torch.cat([torch.cdist(part, own).argmin(-1) for part in features.split(rows, 1)], 1)
     return cluster.scatter(1, centres, torch.arange(centres.shape[1], device=centres.device).expand_as(centres))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from multimodal.gathering import tokens_at
 from multimodal.merging.rule import MergingRule
 from multimodal.selection import Selection
 
@@ -49,6 +50,6 @@ def most_similar(features: Tensor, targets: Tensor) -> Tensor:
         targets: indices of those that are chosen from ``[images, count]``.
     """
     unit = normalize(features.float(), dim=-1)
-    chosen = unit.gather(1, targets.unsqueeze(-1).expand(-1, -1, unit.shape[-1])).transpose(1, 2)
+    chosen = tokens_at(unit, targets).transpose(1, 2)
     rows = max(1, CHUNK // (len(targets) * targets.shape[1]))
     return torch.cat([(part @ chosen).argmax(-1) for part in unit.split(rows, 1)], 1)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from multimodal.evidence import Request, TextStates
+from multimodal.gathering import tokens_at
 from multimodal.methods.method import Method, VisualTokens
 from multimodal.ranges import SearchRange
 
@@ -58,7 +59,7 @@ class CDPruner(Method):
             taken = taken.scatter(1, best, True)
             if number + 1 == count:
                 break
-            own = unit.gather(1, best.unsqueeze(-1).expand(-1, -1, unit.shape[-1]))
+            own = tokens_at(unit, best)
             known = factor[:, :number]
             row = (own @ unit.transpose(1, 2)).squeeze(1)
             before = known.gather(2, best.unsqueeze(1).expand(-1, number, -1))

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from multimodal.evidence import LanguageVectors, Request, TextStates
+from multimodal.gathering import tokens_at
 from multimodal.methods.method import Method, VisualTokens
 from multimodal.ranges import SearchRange
 from multimodal.ranking import ranked
@@ -80,4 +81,4 @@ def _longest(keys: Tensor, number: int) -> Tensor:
 
 
 def _at(values: Tensor, index: Tensor) -> Tensor:
-    return values.gather(1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+    return tokens_at(values, index)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from multimodal.gathering import tokens_at
 from multimodal.methods.method import Method, VisualTokens
 
 CHUNK = 1 << 24  # similarities formed at once
@@ -26,7 +27,7 @@ class DivPrune(Method):
         chosen = [_most_isolated(features)]
         similar = torch.full(features.shape[:-1], -torch.inf, device=features.device)  # to the nearest chosen one
         while len(chosen) < count:
-            newest = features.gather(1, chosen[-1].unsqueeze(-1).expand(-1, -1, features.shape[-1]))
+            newest = tokens_at(features, chosen[-1])
             similar = torch.maximum(similar, (features @ newest.transpose(1, 2)).squeeze(-1))
             similar = similar.scatter(1, chosen[-1], torch.inf)
             chosen.append(similar.argmin(1, keepdim=True))

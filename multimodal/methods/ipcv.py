@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from multimodal.evidence import Request, TowerScore
+from multimodal.gathering import tokens_at
 from multimodal.methods.method import Method, VisualTokens
 from multimodal.ranges import SearchRange
 from multimodal.tower import TowerLayer, TowerRule
@@ -69,6 +70,5 @@ class IPCVTower(TowerRule):
         weight = near.values.isfinite().float()  # fewer than ten may have stayed
         weight = (weight / weight.sum(-1, keepdim=True)).unsqueeze(-2)
         change = (states - frozen).float()
-        index = near.indices.flatten(1).unsqueeze(-1).expand(-1, -1, change.shape[-1])
-        mean = (weight @ change.gather(1, index).unflatten(1, near.indices.shape[1:])).squeeze(-2)
+        mean = (weight @ tokens_at(change, near.indices.flatten(1)).unflatten(1, near.indices.shape[1:])).squeeze(-2)
         return states.where(stays.unsqueeze(-1), states + mean.to(states.dtype))

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from multimodal.evidence import GlobalAttention, Request, VisionKeys
+from multimodal.gathering import tokens_at
 from multimodal.methods.method import Method, VisualTokens
 from multimodal.ranges import SearchRange
 from multimodal.ranking import highest, marked, others, ranked
@@ -87,6 +88,6 @@ def nearest(keys: Tensor, chosen: Tensor, number: int) -> Tensor:
     unit = normalize(keys.float(), dim=-1)
     rows, found = max(1, CHUNK // unit[..., 0].numel()), []
     for part in chosen.split(rows, 1):
-        cosines = unit.gather(1, part.unsqueeze(-1).expand(-1, -1, unit.shape[-1])) @ unit.transpose(1, 2)
+        cosines = tokens_at(unit, part) @ unit.transpose(1, 2)
         found.append(cosines.scatter(2, part.unsqueeze(-1), -torch.inf).topk(number, dim=-1).indices)
     return torch.cat(found, 1)

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from multimodal.evidence import LanguageAttention, Request, TextEmbeddings, VisualEmbeddings
+from multimodal.gathering import tokens_at
 from multimodal.merging import merge_clusters
 from multimodal.methods.method import Method, VisualTokens
 from multimodal.ranges import SearchRange
@@ -55,7 +56,7 @@ class SparseVLM(Method):
         seen = (by_head * raters[:, None, :, None]).sum(2) / raters.sum(1).clamp(min=1)[:, None, None]
         number = max(1, round(self.heads * seen.shape[1]))
         chosen = ranked(seen.sum(-1))[:, :number]
-        return seen.gather(1, chosen.unsqueeze(-1).expand(-1, -1, seen.shape[-1])).mean(1)
+        return tokens_at(seen, chosen).mean(1)
 
     def reduce(self, tokens: VisualTokens, count: int) -> Selection:
         pool, clusters = self._recycled(tokens.index.shape[1], count)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from multimodal.evidence import GlobalAttention, Request, VisionFeatures
+from multimodal.gathering import tokens_at
 from multimodal.methods.method import Method, VisualTokens
 from multimodal.ranges import SearchRange
 from multimodal.ranking import ranked
@@ -59,14 +60,14 @@ def most_varied(order: Tensor, features: Tensor, count: int) -> Tensor:
     if count == 0:
         return order[:, :0]
     left = normalize(features.float(), dim=-1)
-    left = left.gather(1, order.unsqueeze(-1).expand(-1, -1, left.shape[-1]))
+    left = tokens_at(left, order)
     while (surplus := order.shape[1] - count) > 0:
         even = (order.shape[1] + 1) // 2
         likeness = _highest_cosines(left[:, ::2], left[:, 1::2])
         unlike = likeness.argsort(dim=1, stable=True)[:, : even - min(AT_ONCE, surplus, even)]
         odd = torch.arange(1, order.shape[1], 2, device=order.device).expand(len(order), -1)
         places = torch.cat([odd, 2 * unlike], 1).sort(1).values
-        order, left = order.gather(1, places), left.gather(1, places.unsqueeze(-1).expand(-1, -1, left.shape[-1]))
+        order, left = order.gather(1, places), tokens_at(left, places)
     return order
 
 

@@ -15,6 +15,7 @@ from multimodal.evidence import (
     VisionRequest,
     VisualEmbeddings,
 )
+from multimodal.gathering import tokens_at
 from multimodal.importance import chosen_attention
 from multimodal.runtime.group import Group
 from multimodal.runtime.masks import attention_mask
@@ -67,8 +68,7 @@ class Answers:
         if isinstance(request, VisionRequest):
             key = "evidence", request, group.images
             whole = self._prefill.memoised(key, lambda: self._of_patches(request, group))
-            index = group.index if whole.ndim == 2 else group.index.unsqueeze(-1).expand(-1, -1, whole.shape[-1])
-            return whole.gather(1, index)
+            return whole.gather(1, group.index) if whole.ndim == 2 else tokens_at(whole, group.index)
         if isinstance(request, LanguageAttention) and request in self._of_layer:
             seen = self._of_layer[request].to(group.index.device)[group.rows]
             seen = seen[..., 0, :] if request.rows == "last" else seen

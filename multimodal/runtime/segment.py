@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from multimodal.gathering import tokens_at
 from multimodal.runtime.masks import Keys
 
 
@@ -94,7 +95,7 @@ def gather_tokens(values: Tensor, slots: Tensor) -> Tensor:
         return torch.stack([gather_tokens(axis, slots) for axis in values])
     if len(slots) == 1:  # the fewest launches
         return values.index_select(1, slots[0])
-    return values.expand(len(slots), -1, -1).gather(1, slots.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+    return tokens_at(values.expand(len(slots), -1, -1), slots)
 
 
 def gather_positions(position_ids: Tensor, slots: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from multimodal.config import PruningConfig
 from multimodal.evidence.tower import LayerAttention
 from multimodal.families import Modules
+from multimodal.gathering import tokens_at, widened
 from multimodal.ranking import highest
 from multimodal.runtime.attention import observed_attention
 from multimodal.runtime.hooks import MethodHook
@@ -92,12 +93,12 @@ class TowerPruning:
             own.index = torch.arange(after.shape[1], device=after.device).expand(len(after), -1)
             own.states = own.frozen = after
         else:
-            own.states = own.states.scatter(1, _wide(own.index, after), after)
+            own.states = own.states.scatter(1, widened(own.index, after), after)
         patches = highest(score, score.shape[1] - leaving)
         own.score = score.gather(1, patches)
         kept = torch.cat([torch.arange(extra, device=after.device).expand(len(after), -1), patches + extra], 1)
         own.index = own.index.gather(1, kept)
-        return after.gather(1, _wide(kept, after))
+        return tokens_at(after, kept)
 
     def _put_back(self, after: Tensor, extra: int) -> Tensor:
         own = self._encoding
@@ -106,17 +107,13 @@ class TowerPruning:
         if own.index is None or own.states is None or own.frozen is None:
             own.scores.append(score.unsqueeze(-1))
             return after
-        whole = own.states.scatter(1, _wide(own.index, after), after)
+        whole = own.states.scatter(1, widened(own.index, after), after)
         stays = torch.zeros(whole.shape[:2], dtype=torch.bool, device=whole.device).scatter(1, own.index, True)
         patches = self._rule.restored(whole[:, extra:], own.frozen[:, extra:], stays[:, extra:])
         spread = torch.zeros(whole.shape[:2], dtype=score.dtype, device=whole.device)
         own.scores.append(spread.scatter(1, own.index, score).unsqueeze(-1))
         own.index = own.states = own.frozen = own.score = None
         return torch.cat([whole[:, :extra], patches], 1) if extra else patches
-
-
-def _wide(index: Tensor, values: Tensor) -> Tensor:
-    return index.unsqueeze(-1).expand(-1, -1, values.shape[-1])
 
 
 def tower_pruning(modules: Modules, config: PruningConfig) -> TowerPruning | None:

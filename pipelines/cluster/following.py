@@ -11,6 +11,7 @@ from pipelines.cluster.launched import Launched
 from pipelines.console import console
 from pipelines.progress import study_progress
 from pipelines.settings import Settings
+from pipelines.workspace import Workspace
 from search.reaper import Reaper
 from search.study import done_trials
 
@@ -18,14 +19,14 @@ STUDY_SECONDS, WORKERS_SECONDS = 0.5, 2.0  # between looks
 STOP_SECONDS = 30  # that workers have to put their trials back
 
 
-def follow(settings: Settings, study: optuna.Study) -> None:
+def follow(workspace: Workspace, study: optuna.Study) -> None:
     """Show a study's progress until its target is met; workers that die lose no trial, those that fail say why.
 
     Raises:
         FlowpruneError: all workers are gone before that.
         KeyboardInterrupt: workers on this host are stopped then, others go on.
     """
-    target, launched = settings.search.trials, Launched(settings)
+    target, launched = workspace.settings.search.trials, Launched(workspace.workers)
     reaper, said, look, standing = Reaper(study, target), set[int](), 0.0, ""
     try:
         with study_progress(study, target) as show:
@@ -49,7 +50,7 @@ def follow(settings: Settings, study: optuna.Study) -> None:
         wait_for(launched)
         launched.cancel()  # those that never had to begin
     except KeyboardInterrupt:
-        _leave(settings, launched)
+        _leave(workspace.settings, launched)
         raise
 
 

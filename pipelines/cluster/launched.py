@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.cluster.launchers import LAUNCHERS
-from pipelines.settings import NoCluster, Settings
+from pipelines.settings import NoCluster
+from pipelines.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,14 @@ class Worker:
 
 
 class Launched:
-    """A study's workers, kept in its output folder.
+    """A study's workers, as their folder knows them.
 
     Args:
-        settings: name the folder.
+        folder: of the study's workers.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.folder = Path(settings.output) / "workers"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._list = self.folder / "launched.json"
 
     @property
@@ -65,18 +66,19 @@ class Launched:
             LAUNCHERS[worker.kind].cancel([worker.id])
 
 
-def launch(settings: Settings, trials: int) -> None:
+def launch(workspace: Workspace, trials: int) -> None:
     """Launch the cluster's workers for a study, beside those that it may have already.
 
     Args:
-        settings: of the run, which the workers get as a file.
+        workspace: of the run, whose settings the workers get as a file.
         trials: yet to be done; there are no more workers than that.
 
     Raises:
         FlowpruneError: the cluster refuses.
     """
+    settings = workspace.settings
     assert not isinstance(settings.cluster, NoCluster)
-    launched = Launched(settings)
+    launched = Launched(workspace.workers)
     launched.folder.mkdir(parents=True, exist_ok=True)
     file = launched.folder / "settings.json"
     file.touch(mode=0o600)  # a tracking server's address may hold a password

@@ -11,13 +11,13 @@ from multimodal.families import Geometry
 from multimodal.methods import Method, method_named
 from pipelines.settings import BudgetSettings, MethodSettings, Settings, Untuned
 from pipelines.space import most_steps
+from pipelines.workspace import Workspace
 
 Variant = Literal["unpruned", "downscaled", "published", "tuned"]
 UNPRUNED, DOWNSCALED, PUBLISHED, TUNED = cast(tuple[Variant, ...], ("unpruned", "downscaled", "published", "tuned"))
 NONE, DOWNSCALE, RANDOM = "none", "downscale", "random"
 ALWAYS = (NONE, DOWNSCALE)  # what every comparison measures, whether it is named or not
 SPECIAL = {"custom", "mixed", *ALWAYS}  # files that are no method of their own
-FOLDER = "compare"
 _FILES = resources.files("conf") / "method"
 
 
@@ -83,35 +83,29 @@ def method_settings(settings: Settings, name: str) -> MethodSettings:
     return MethodSettings.model_validate(found)
 
 
-def at_budget(settings: Settings, geometry: Geometry, name: str, budget: float) -> Settings:
-    """The settings of one method at one budget, as ``stages=[search]`` would have them, under a name of its own.
+def at_budget(workspace: Workspace, geometry: Geometry, name: str, budget: float) -> Workspace:
+    """The workspace of one method at one budget, as ``stages=[search]`` would have it, under a name of its own.
 
     Args:
-        settings: of the run.
+        workspace: of the run.
         geometry: of the model, which bounds the pruning steps.
         name: of the method, or of its YAML.
         budget: in the run's measure.
     """
+    settings = workspace.settings
     measure = settings.budget.measure
     short = f"{budget:g}" if measure == "retention" else f"{measure}-{budget:g}"
     method = method_settings(settings, name)
     steps = settings.search.steps
     if not method.among:
         steps = min(steps, most_steps(geometry, method.name))
-    return settings.model_copy(
-        update={
-            "method": method,
-            "budget": BudgetSettings.model_validate({"name": short, measure: budget}),
-            "search": settings.search.model_copy(update={"name": short, "pareto": False, "steps": steps}),
-            "study": f"{settings.compare.name}-{name}-{short}",
-            "output": str(folder_of(settings) / "searches" / f"{name}-{short}"),
-        }
+    return workspace.but(
+        method=method,
+        budget=BudgetSettings.model_validate({"name": short, measure: budget}),
+        search=settings.search.model_copy(update={"name": short, "pareto": False, "steps": steps}),
+        study=f"{settings.compare.name}-{name}-{short}",
+        output=str(workspace.comparison / "searches" / f"{name}-{short}"),
     )
-
-
-def folder_of(settings: Settings) -> Path:
-    """Where a comparison's files are."""
-    return Path(settings.output) / FOLDER
 
 
 def label(method: str, variant: str) -> str:

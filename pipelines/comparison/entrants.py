@@ -9,12 +9,13 @@ from torch import Tensor
 from multimodal import FlowpruneError, PruningConfig, prune
 from pipelines.baselines import untuned_config
 from pipelines.comparison.contenders import at_budget, budgets_of, methods_of
-from pipelines.data import load_samples
 from pipelines.model import OpenedModel
 from pipelines.prompts import build_inputs
 from pipelines.settings import Settings
 from pipelines.space import make_space, prompts_of
 from pipelines.stages import search
+from pipelines.trials import join
+from pipelines.workspace import Workspace
 from search.budget import BudgetUnreachableError
 from search.space import Space
 from search.study import discrepancy, done_trials, stopped_early
@@ -33,43 +34,43 @@ class Entrant:
     """
 
     name: str
-    settings: Settings
+    workspace: Workspace
     space: Space
     published: PruningConfig | None
 
 
-def enter(settings: Settings, opened: OpenedModel) -> tuple[list[Entrant], dict[str, str]]:
+def enter(workspace: Workspace, opened: OpenedModel) -> tuple[list[Entrant], dict[str, str]]:
     """Whoever takes part, and who cannot, with the reason.
 
     Args:
-        settings: of the run.
+        workspace: of the run.
         opened: the model.
 
     Raises:
         FlowpruneError: a method that was named does not fit the model, or nobody can take part.
     """
     geometry = opened.modules.geometry
-    samples = load_samples(settings.data, "calibration", settings.seed)
+    samples = workspace.samples("calibration")
     inputs = [dict(build_inputs(opened, [sample])) for sample in samples]
     workload = prompts_of(geometry, inputs)
     entrants: list[Entrant] = []
     left_out: dict[str, str] = {}
-    for method in methods_of(settings):
+    for method in methods_of(workspace.settings):
         try:
-            for budget in budgets_of(settings):
-                own = at_budget(settings, geometry, method, budget)
+            for budget in budgets_of(workspace.settings):
+                own = at_budget(workspace, geometry, method, budget)
                 try:
-                    space = make_space(_equal_shares(own), geometry, workload, opened.normalization)
+                    space = make_space(_equal_shares(own.settings), geometry, workload, opened.normalization)
                 except BudgetUnreachableError as error:
                     left_out[f"{method} at {budget:g}"] = str(error)
                     continue
                 published = None
-                if own.method.untuned is not None:
-                    published = untuned_config(own, space)
+                if own.settings.method.untuned is not None:
+                    published = untuned_config(own.settings.method, space)
                     _try(opened, inputs[0], published)
                 entrants.append(Entrant(method, own, space, published))
         except FlowpruneError as error:
-            if settings.compare.methods != ["all"]:
+            if workspace.settings.compare.methods != ["all"]:
                 raise
             left_out[method] = str(error)
     if not entrants:
@@ -82,23 +83,23 @@ def _equal_shares(settings: Settings) -> Settings:
     return settings.model_copy(update={"search": settings.search.model_copy(update={"adaptive": False})})
 
 
-def tune(settings: Settings) -> PruningConfig:
+def tune(workspace: Workspace) -> PruningConfig:
     """The best config of a contender's search, which has as many trials as every other's; what was searched already is
     not searched again.
 
     Args:
-        settings: of the contender.
+        workspace: of the contender.
 
     Raises:
         FlowpruneError: the study exists with other settings, or has no complete trial.
     """
-    target = settings.search.trials
+    target = workspace.settings.search.trials
     try:
-        study = search.join(settings).study
+        study = join(workspace).study
     except FlowpruneError as error:
         raise FlowpruneError(str(error).replace("another study=NAME", "another compare.name=NAME")) from error
     if len(done_trials(study)) < target:
-        study = search.run(settings)
+        study = search.run(workspace)
     first = sorted(done_trials(study), key=lambda trial: trial.number)[:target]
     complete = [trial for trial in first if not stopped_early(trial)]
     return tuned_config(study, min(complete, key=discrepancy))

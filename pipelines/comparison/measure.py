@@ -10,6 +10,7 @@ from multimodal import PruningConfig
 from multimodal.costs import estimate
 from multimodal.evidence import TowerScore
 from multimodal.runtime.report import SampleReport
+from pipelines.calibration import observed
 from pipelines.comparison.bench import Bench
 from pipelines.comparison.contenders import DOWNSCALE, DOWNSCALED, NONE, UNPRUNED, Variant, label
 from pipelines.comparison.downscale import downscaled
@@ -18,8 +19,7 @@ from pipelines.first_token import seconds_to_first_token
 from pipelines.grading import answer_all
 from pipelines.model import OpenedModel
 from pipelines.prompts import build_inputs
-from pipelines.settings import Settings
-from pipelines.stages.calibrate import observed
+from pipelines.workspace import Workspace
 from search.calibration import CalibrationSample
 from search.objective import Objective, discrepancy_of, next_token_kl
 
@@ -31,7 +31,7 @@ def measure_unpruned(bench: Bench) -> Measured:
         return found
     answers, _ = answer_all(bench.opened, bench.samples, None, UNPRUNED)
     seconds, again = seconds_to_first_token(
-        bench.opened.model, bench.timed, bench.timed, None, bench.settings.compare.repeats
+        bench.opened.model, bench.timed, bench.timed, None, bench.workspace.settings.compare.repeats
     )
     nothing = [0.0] * len(bench.samples)
     shares: dict[str, Any] = {"retention": 1.0, "flops_share": 1.0, "kv_share": 1.0}
@@ -64,9 +64,11 @@ def measure_downscaled(bench: Bench, unpruned: Measured, budget: float, share: f
     opened = bench.opened
     smaller, remark = downscaled(opened, bench.samples, share)
     answers, _ = answer_all(opened, smaller, None, f"a downscaled picture at {budget:g}")
-    theirs, reference = (observed(bench.settings, each, "heldout").samples for each in (smaller, bench.samples))
+    theirs, reference = (observed(bench.workspace, each, "heldout").samples for each in (smaller, bench.samples))
     inputs = [build_inputs(opened, [sample]) for sample in smaller[: len(bench.timed)]]
-    before, seconds = seconds_to_first_token(opened.model, bench.timed, inputs, None, bench.settings.compare.repeats)
+    before, seconds = seconds_to_first_token(
+        opened.model, bench.timed, inputs, None, bench.workspace.settings.compare.repeats
+    )
     hidden, unhurt = (torch.stack([sample.reference for sample in each]) for each in (theirs, reference))
     return _kept(
         bench,
@@ -86,7 +88,7 @@ def measure_pruned(
     bench: Bench,
     unpruned: Measured,
     method: str,
-    own: Settings,
+    own: Workspace,
     variant: Variant,
     config: PruningConfig,
     trials: int | None = None,
@@ -97,30 +99,30 @@ def measure_pruned(
         bench: what is measured with.
         unpruned: its measurement.
         method: what the contender is called.
-        own: its settings.
+        own: its workspace.
         variant: published or tuned.
         config: how it prunes.
         trials: that its search had.
     """
-    [budget] = own.budget.budgets
+    [budget] = own.settings.budget.budgets
     identity = bench.identity(method, variant, budget, config)
     if (found := known(identity, bench.folder)) is not None:
         return found
     opened = bench.opened
     also = [each for each in config.method.vision_requests if not isinstance(each, TowerScore)]
     cached = observed(own, bench.samples, "heldout", also)
-    objective = Objective(opened.modules, cached.samples, own.search.batch_size, own.seed)
+    objective = Objective(opened.modules, cached.samples, own.settings.search.batch_size, own.settings.seed)
     hidden, reference = objective.hidden_states(config)
     name = f"{label(method, variant)} at {budget:g}"
     answers, reports = answer_all(opened, bench.samples, config, name)
     before, seconds = seconds_to_first_token(
-        opened.model, bench.timed, bench.timed, config, bench.settings.compare.repeats
+        opened.model, bench.timed, bench.timed, config, bench.workspace.settings.compare.repeats
     )
     return _kept(
         bench,
         Measured(
             identity=identity,
-            study=own.study if trials else None,
+            study=own.settings.study if trials else None,
             trials=trials,
             **objective.shares(config) | _spent(reports),
             **bench.grade(answers, unpruned.answers),

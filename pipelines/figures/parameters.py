@@ -13,28 +13,11 @@ from optuna.trial import FrozenTrial
 from pipelines.figures.search_history import BLUE, GREY, ORANGE, plt
 from search.study import discrepancy, done_trials
 
-IMPORTANCE, PARALLEL = "importance.png", "parallel.png"
-FEWEST = 4  # trials that say anything about parameters
 MOST_TICKS = 8
 
 
-def plot_parameters(study: optuna.Study, folder: Path) -> list[Path]:
-    """Draw both pictures; returns their paths, none if there are too few trials to say anything.
-
-    Args:
-        study: the study.
-        folder: of the PNGs.
-    """
-    trials = sorted(done_trials(study), key=discrepancy, reverse=True)
-    if len(trials) < FEWEST:
-        return []
-    _save_importance(study, folder / IMPORTANCE)
-    _save_parallel(study, trials, folder / PARALLEL)
-    return [folder / IMPORTANCE, folder / PARALLEL]
-
-
-def _save_importance(study: optuna.Study, path: Path) -> None:
-    """Shares of the variance of being among the best trials (PED-ANOVA), over what the sampler suggested."""
+def plot_importance(study: optuna.Study, path: Path) -> None:
+    """Draw the shares of the variance of being among the best trials (PED-ANOVA), over what the sampler suggested."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that low targets are wanted
         shares = optuna.importance.get_param_importances(study, target=discrepancy)
@@ -55,8 +38,9 @@ def _readable(name: str) -> str:
     return {"share": f"keep_ratio_{number}", "place": f"layer_{number}"}.get(kind, name)
 
 
-def _save_parallel(study: optuna.Study, trials: Sequence[FrozenTrial], path: Path) -> None:
-    """A line a trial through its parameters to its discrepancy, the best tenth coloured, the best one on top."""
+def plot_parallel(study: optuna.Study, path: Path) -> None:
+    """Draw a line a trial through its parameters to its discrepancy, the best tenth coloured, the best one on top."""
+    trials = sorted(done_trials(study), key=discrepancy, reverse=True)
     columns = {name: [trial.user_attrs["parameters"].get(name) for trial in trials] for name in _varied(trials)}
     scales = {name: _Scale(values) for name, values in columns.items()}
     scales["discrepancy"] = _Scale(list(map(discrepancy, trials)), logarithmic=True)

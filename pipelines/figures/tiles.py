@@ -67,7 +67,7 @@ def draw_tiles(bench: Bench, comparison: Comparison, unpruned: Measured, pruned:
             who = each.identity
             if (who.method, who.variant, who.budget) == (row.method, row.variant, budget):
                 ranked.setdefault(who.method, each)
-    for number, sample in enumerate(bench.samples[: bench.settings.compare.pictures]):
+    for number, sample in enumerate(bench.samples[: bench.workspace.settings.compare.pictures]):
         full = np.ones((1, 1))
         tiles = [Tile(UNPRUNED, picture(sample.image, full), unpruned.answers[number], unpruned.right[number])]
         for each in ranked.values():

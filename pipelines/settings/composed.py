@@ -86,20 +86,3 @@ class Settings(Group):
         """The sampler of the search: with ``auto``, tpe where parameters are conditional, else gp."""
         chosen = self.search.sampler
         return chosen if chosen != "auto" else "tpe" if self._conditional else "gp"
-
-    @property
-    def part(self) -> str | None:
-        """With search=pareto, the folder of a budget's own files inside the study's; None without, or with several."""
-        budgets = self.budget.budgets
-        return f"{self.budget.measure}-{budgets[0]:g}" if self.search.pareto and len(budgets) == 1 else None
-
-    @property
-    def folder(self) -> Path:
-        """Where a config's own files are."""
-        return Path(self.output) / (self.part or "")
-
-    def each_budget(self) -> list["Settings"]:
-        """The same for each budget alone."""
-        budgets = self.budget.budgets
-        alone = (self.budget.model_copy(update={self.budget.measure: [budget]}) for budget in budgets)
-        return [self.model_copy(update={"budget": budget}) for budget in alone]

@@ -21,14 +21,13 @@ from multimodal.runtime import Pruner
 from multimodal.runtime.prefill import Prefill
 from multimodal.runtime.watch import Normalization
 from pipelines.baselines import untuned_config
+from pipelines.calibration import observed
 from pipelines.console import console
-from pipelines.data import load_samples
-from pipelines.model import build_random, open_model
+from pipelines.model import build_random
 from pipelines.prompts import build_inputs
-from pipelines.results import load_config
 from pipelines.settings import Settings
 from pipelines.space import make_space, prompts_of
-from pipelines.stages.calibrate import observed
+from pipelines.workspace import Workspace
 from search.calibration import CalibrationSample, observe_sample
 from search.objective import Objective
 from search.stopwatch import Stopwatch
@@ -48,37 +47,37 @@ class _Subject:
     config: PruningConfig
 
 
-def run(settings: Settings) -> dict[str, Any]:
+def run(workspace: Workspace) -> dict[str, Any]:
     """Measure, print and write ``benchmark.json``; returns what it holds.
 
     Raises:
         FlowpruneError: the config does not fit the model.
     """
-    subject = _subject(settings)
+    subject = _subject(workspace)
     with torch.inference_mode():
-        parts = _measure_model(subject, settings.benchmark.repeats)
-        report: dict[str, Any] = {**parts, "trial": _measure_trial(subject, settings)}
-    _print(report, subject, settings)
-    path = settings.folder / "benchmark.json"
+        parts = _measure_model(subject, workspace.settings.benchmark.repeats)
+        report: dict[str, Any] = {**parts, "trial": _measure_trial(subject, workspace.settings)}
+    _print(report, subject, workspace.settings.model.name)
+    path = workspace.benchmark
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     console.print(f"report: {path}")
     return report
 
 
-def _subject(settings: Settings) -> _Subject:
+def _subject(workspace: Workspace) -> _Subject:
+    settings = workspace.settings
     if settings.model.weights == "random":
         model, normalization = build_random(settings.model), HALF
         modules = modules_of(model)
         torch.manual_seed(settings.seed)
         inputs = [_random_inputs(modules, settings.benchmark.text_tokens) for _ in range(settings.benchmark.samples)]
     else:
-        opened = open_model(settings.model)
+        opened = workspace.model
         model, modules, normalization = opened.model, opened.modules, opened.normalization
-        few = settings.data.model_copy(update={"heldout": settings.benchmark.samples})
-        chosen = load_samples(few, "heldout", settings.seed)
+        chosen = workspace.samples("heldout", settings.benchmark.samples)
         inputs = [dict(build_inputs(opened, [sample])) for sample in chosen]
-    config = _config(settings, modules, inputs, normalization)
+    config = _config(workspace, modules, inputs, normalization)
     if config.method.tower is not None:
         raise FlowpruneError(
             f"The benchmark times tower and language model apart, and {config.method.name} prunes inside the tower: "
@@ -88,8 +87,8 @@ def _subject(settings: Settings) -> _Subject:
     samples = [observe_sample(modules, each, requests, normalization) for each in inputs]
     calibration = samples
     if settings.model.weights == "pretrained":
-        chosen = load_samples(settings.data, "calibration", settings.seed)
-        calibration = observed(settings, chosen, "calibration").samples
+        chosen = workspace.samples("calibration")
+        calibration = observed(workspace, chosen, "calibration").samples
     return _Subject(model, modules, inputs, samples, calibration, config)
 
 
@@ -109,17 +108,17 @@ def _random_inputs(modules: Modules, text_tokens: int) -> dict[str, Tensor]:
 
 
 def _config(
-    settings: Settings, modules: Modules, inputs: list[dict[str, Tensor]], normalization: Normalization
+    workspace: Workspace, modules: Modules, inputs: list[dict[str, Tensor]], normalization: Normalization
 ) -> PruningConfig:
-    if settings.benchmark.config is None and settings.model.weights == "pretrained":
+    if workspace.settings.benchmark.config is None and workspace.settings.model.weights == "pretrained":
         try:
-            return load_config(settings, None)
+            return workspace.config(None)
         except FlowpruneError:
             console.print("no tuned config of this study: measuring the untuned values")
-    if settings.benchmark.config is not None:
-        return load_config(settings, settings.benchmark.config)
-    space = make_space(settings, modules.geometry, prompts_of(modules.geometry, inputs), normalization)
-    return untuned_config(settings, space)
+    if workspace.settings.benchmark.config is not None:
+        return workspace.config(workspace.settings.benchmark.config)
+    space = make_space(workspace.settings, modules.geometry, prompts_of(modules.geometry, inputs), normalization)
+    return untuned_config(workspace.settings.method, space)
 
 
 def _measure_model(subject: _Subject, repeats: int) -> dict[str, float]:
@@ -240,9 +239,9 @@ def _first_token(model: Any, inputs: dict[str, Tensor]) -> None:
     model.generate(**inputs, max_new_tokens=1, do_sample=False, output_hidden_states=True, return_dict_in_generate=True)
 
 
-def _print(report: dict[str, Any], subject: _Subject, settings: Settings) -> None:
+def _print(report: dict[str, Any], subject: _Subject, name: str) -> None:
     costs = _costs(subject)
-    speed = Table(title=f"{settings.model.name}, one prompt at a time, {subject.model.device}", box=SIMPLE_HEAVY)
+    speed = Table(title=f"{name}, one prompt at a time, {subject.model.device}", box=SIMPLE_HEAVY)
     for column in ("", "unpruned", "pruned", "measured", "bound"):
         speed.add_column(column, justify="left" if not column else "right")
     parts = (("prefill", costs["prefill_flops"]), ("decoding step", costs["decoding_flops"]))

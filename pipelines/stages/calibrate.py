@@ -1,89 +1,17 @@
 """Stage calibrate: run the vision tower and the unpruned model once over the samples, and keep what trials need."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-
-from multimodal.evidence import VisionRequest, joined
-from pipelines.choices import method_choices
-from pipelines.console import console, progress_bar
-from pipelines.data import Part, Sample, data_digest, load_samples
-from pipelines.model import OpenedModel, open_model
-from pipelines.prompts import build_inputs
-from pipelines.settings import Settings
-from search.calibration import FORMAT, CalibrationSample, observe_sample
-from search.study import digest
+from pipelines.calibration import Calibration, observed
+from pipelines.console import console
+from pipelines.workspace import Workspace
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """Cached samples of one part of the data.
-
-    Args:
-        folder: where they are.
-        data_digest: of images and questions.
-        samples: memory-mapped.
-    """
-
-    folder: Path
-    data_digest: str
-    samples: list[CalibrationSample]
-
-
-def run(settings: Settings) -> Calibration:
+def run(workspace: Workspace) -> Calibration:
     """Cache the calibration samples; what is cached already is not computed again.
 
     Raises:
         FlowpruneError: bad data or model, or a cache that cannot be written.
     """
-    samples = load_samples(settings.data, "calibration", settings.seed)
-    calibration = observed(settings, samples, "calibration")
+    samples = workspace.samples("calibration")
+    calibration = observed(workspace, samples, "calibration")
     console.print(f"{len(samples)} calibration samples in {calibration.folder}")
     return calibration
-
-
-def observed(
-    settings: Settings, samples: Sequence[Sample], part: Part, also: Sequence[VisionRequest] = ()
-) -> Calibration:
-    """The samples as the unpruned model saw them, from the cache or into it.
-
-    Args:
-        settings: of the run, whose methods say what must be seen.
-        samples: images and questions.
-        part: of the data that they are.
-        also: what else must be seen, of a config beyond the search's ranges.
-    """
-    choices = method_choices(settings)
-    requests = joined([*(each for choice in choices for each in choice.vision_requests), *also])
-    keep_inputs = any(choice.prunes_tower for choice in choices)
-    opened = open_model(settings.model)
-    data = data_digest(samples)
-    key = digest(
-        {
-            "format": FORMAT,
-            "model": opened.identity,
-            "data": data,
-            "evidence": sorted(map(repr, requests)),
-            "inputs": keep_inputs,
-            "normalization": opened.normalization,
-            "prompt": _template(opened),
-        }
-    )
-    folder = Path(settings.cache) / key
-    paths = [folder / f"{number:05d}.safetensors" for number in range(len(samples))]
-    missing = [number for number, path in enumerate(paths) if not path.exists()]
-    if missing:
-        with progress_bar() as progress:
-            for number in progress.track(missing, description=f"observing {part} samples"):
-                inputs = build_inputs(opened, [samples[number]])
-                sample = observe_sample(opened.modules, inputs, requests, opened.normalization, keep_inputs)
-                sample.save(paths[number])
-    manifest = {"model": opened.tuned_for.model_dump(), "data_digest": data, "part": part, "samples": len(samples)}
-    if missing:
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-    return Calibration(folder, data, [CalibrationSample.load(path) for path in paths])
-
-
-def _template(opened: OpenedModel) -> str | None:
-    return getattr(opened.processor, "chat_template", None)

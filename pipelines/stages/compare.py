@@ -1,7 +1,7 @@
 """Stage compare: methods side by side on held-out samples, at the same exact budgets, published and equally tuned."""
 
 from pipelines.comparison.bench import Bench
-from pipelines.comparison.contenders import PUBLISHED, TUNED, budgets_of, folder_of, label, methods_of
+from pipelines.comparison.contenders import PUBLISHED, TUNED, budgets_of, label, methods_of
 from pipelines.comparison.entrants import Entrant, enter, tune
 from pipelines.comparison.files import write_tables
 from pipelines.comparison.measure import measure_downscaled, measure_pruned, measure_unpruned
@@ -13,62 +13,60 @@ from pipelines.comparison.tables import budget_table, kinds_table, predictors_ta
 from pipelines.comparison.tracked import track
 from pipelines.comparison.verdict import verdicts
 from pipelines.console import console
-from pipelines.data import load_samples
 from pipelines.figures.accuracy import save_accuracy
 from pipelines.figures.tiles import draw_tiles
-from pipelines.model import open_model
-from pipelines.settings import Settings
 from pipelines.stages import search
+from pipelines.workspace import Workspace
 from search.schedules import Schedules
 from search.tracking import check_store
 
 PAGE, FIGURE = "comparison.html", "comparison.png"
 
 
-def check(settings: Settings) -> None:
+def check(workspace: Workspace) -> None:
     """Say what would keep a comparison from running, before anything expensive.
 
     Raises:
         FlowpruneError: an unknown method, a budget that is none, an unreachable storage or tracking store.
     """
-    methods_of(settings)
-    budgets_of(settings)
-    if settings.compare.tuned:
-        search.check(settings)
-    check_store(settings.tracking.uri, settings.tracking.experiment)
+    methods_of(workspace.settings)
+    budgets_of(workspace.settings)
+    if workspace.settings.compare.tuned:
+        search.check(workspace)
+    check_store(workspace.settings.tracking.uri, workspace.settings.tracking.experiment)
 
 
-def run(settings: Settings) -> Comparison:
+def run(workspace: Workspace) -> Comparison:
     """Measure every contender that was not measured yet, and say what all of them show together.
 
     Raises:
         FlowpruneError: bad settings, data or model, or a method that was named does not fit the model.
     """
-    check(settings)
-    opened = open_model(settings.model)
-    entrants, left_out = enter(settings, opened)
+    check(workspace)
+    opened = workspace.model
+    entrants, left_out = enter(workspace, opened)
     for name, why in left_out.items():
         console.print(f"[yellow]left out: {name}: {why}[/]", highlight=False)
-    bench = Bench(settings, opened, load_samples(settings.data, "heldout", settings.seed))
+    bench = Bench(workspace, opened, workspace.samples("heldout"))
     unpruned = measure_unpruned(bench)
     smaller = {budget: measure_downscaled(bench, unpruned, budget, share) for budget, share in _shares(entrants)}
     pruned = [
-        measure_pruned(bench, unpruned, each.name, each.settings, PUBLISHED, each.published)
+        measure_pruned(bench, unpruned, each.name, each.workspace, PUBLISHED, each.published)
         for each in entrants
         if each.published is not None
     ]
-    if settings.compare.tuned:
-        pruned += [_tuned(bench, unpruned, each) for each in entrants if settings.compare.tunes(each.name)]
+    if workspace.settings.compare.tuned:
+        pruned += [_tuned(bench, unpruned, each) for each in entrants if workspace.settings.compare.tunes(each.name)]
     comparison = summarise(
         unpruned,
         smaller,
         pruned,
         [sample.kind for sample in bench.samples],
-        settings.compare.bootstrap,
-        settings.seed,
+        workspace.settings.compare.bootstrap,
+        workspace.settings.seed,
         left_out,
     )
-    _conclude(settings, bench, comparison, unpruned, pruned)
+    _conclude(workspace, bench, comparison, unpruned, pruned)
     return comparison
 
 
@@ -83,13 +81,13 @@ def _shares(entrants: list[Entrant]) -> list[tuple[float, float]]:
 
 
 def _tuned(bench: Bench, unpruned: Measured, entrant: Entrant) -> Measured:
-    own = entrant.settings
-    console.print(f"[bold]{label(entrant.name, TUNED)}[/], {own.budget.measure} {own.budget.budgets[0]:g}")
-    return measure_pruned(bench, unpruned, entrant.name, own, TUNED, tune(own), own.search.trials)
+    own, budget = entrant.workspace, entrant.workspace.settings.budget
+    console.print(f"[bold]{label(entrant.name, TUNED)}[/], {budget.measure} {budget.budgets[0]:g}")
+    return measure_pruned(bench, unpruned, entrant.name, own, TUNED, tune(own), own.settings.search.trials)
 
 
 def _conclude(
-    settings: Settings, bench: Bench, comparison: Comparison, unpruned: Measured, pruned: list[Measured]
+    workspace: Workspace, bench: Bench, comparison: Comparison, unpruned: Measured, pruned: list[Measured]
 ) -> None:
     """Print, write and track what was found."""
     for budget in comparison.budgets:
@@ -100,8 +98,8 @@ def _conclude(
     console.print(predictors_table(comparison))
     for verdict in verdicts(comparison):
         console.print(verdict, highlight=False)
-    folder = folder_of(settings)
-    page = write_page(settings, comparison, draw_tiles(bench, comparison, unpruned, pruned), folder / PAGE)
+    folder = workspace.comparison
+    page = write_page(workspace.settings, comparison, draw_tiles(bench, comparison, unpruned, pruned), folder / PAGE)
     files = [page, *write_tables(comparison, folder), save_accuracy(comparison, folder / FIGURE)]
     console.print(f"page: {page}\ntables and figure: {', '.join(file.name for file in files[1:])}", soft_wrap=True)
-    track(settings, comparison, files)
+    track(workspace, comparison, files)

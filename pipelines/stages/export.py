@@ -5,15 +5,12 @@ from pathlib import Path
 
 from multimodal import FlowpruneError, PruningConfig, prune
 from pipelines.console import console
-from pipelines.model import open_model
-from pipelines.settings import Settings
-from pipelines.stages.validate import REPORT
 from pipelines.tracking import keep_with_study, register_with_study, say_how_to_compare
+from pipelines.workspace import Workspace
 from search.tracking import config_of_run, config_registered
-from search.tuned import TUNED
 
 
-def run(settings: Settings) -> Path:
+def run(workspace: Workspace) -> Path:
     """Write ``pruning.json``, check that it fits the model, and register it; or write one that MLflow keeps.
 
     Returns:
@@ -22,17 +19,16 @@ def run(settings: Settings) -> Path:
     Raises:
         FlowpruneError: no search has been run, or MLflow has no such config.
     """
-    if settings.run_id is not None or settings.registered is not None:
-        return _fetch(settings)
-    output = settings.folder
-    config = _with_heldout(PruningConfig.from_pretrained(output / TUNED), output / REPORT)
-    path = config.save_pretrained(output)
-    with prune(open_model(settings.model).model, PruningConfig.from_pretrained(path)):
+    if workspace.settings.run_id is not None or workspace.settings.registered is not None:
+        return _fetch(workspace)
+    config = _with_heldout(PruningConfig.from_pretrained(workspace.tuned), workspace.validation)
+    path = config.save_pretrained(workspace.folder)
+    with prune(workspace.model.model, PruningConfig.from_pretrained(path)):
         pass
-    keep_with_study(settings, [path])
+    keep_with_study(workspace, [path])
     console.print(f"pruning config: [bold]{path}[/]")
-    register_with_study(settings, path)
-    say_how_to_compare(settings)
+    register_with_study(workspace, path)
+    say_how_to_compare(workspace)
     return path
 
 
@@ -49,18 +45,18 @@ def _with_heldout(config: PruningConfig, report: Path) -> PruningConfig:
     return config.model_copy(update={"provenance": origin.model_copy(update=measured)})
 
 
-def _fetch(settings: Settings) -> Path:
+def _fetch(workspace: Workspace) -> Path:
     """Write a config of a run or of the registry; its model need not be here."""
-    uri, output = settings.tracking.uri, Path(settings.output)
+    settings = workspace.settings
     if settings.run_id is not None and settings.registered is not None:
         raise FlowpruneError("run_id and registered are both given: give one of them.")
     if settings.run_id is not None:
-        config = config_of_run(uri, settings.run_id)
+        config = config_of_run(settings.tracking.uri, settings.run_id)
     else:
-        config = config_registered(uri, settings.registered or "")
-    if (output / TUNED).exists():
-        raise FlowpruneError(f"{output} is a study's own folder: set output=FOLDER for a config from MLflow.")
-    path = config.save_pretrained(output)
+        config = config_registered(settings.tracking.uri, settings.registered or "")
+    if workspace.tuned.exists():
+        raise FlowpruneError(f"{workspace.folder} is a study's own folder: set output=FOLDER for a config from MLflow.")
+    path = config.save_pretrained(workspace.study_folder)
     origin, model = config.provenance, config.model
     if origin is not None and model is not None:
         found = f"discrepancy {origin.calibration_discrepancy:.4f}"

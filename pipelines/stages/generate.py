@@ -12,30 +12,30 @@ from transformers import BatchFeature
 
 from multimodal import PruningConfig, prune
 from pipelines.console import console
-from pipelines.data import Sample, load_samples
+from pipelines.data import Sample
 from pipelines.data.asking import as_asked
 from pipelines.data.conversations import ask
 from pipelines.data.pictures import stored
 from pipelines.data.sample import Medium
 from pipelines.figures.overlay import write_overlay
-from pipelines.model import OpenedModel, open_model
+from pipelines.model import OpenedModel
 from pipelines.prompts import build_inputs, greedy_answers
-from pipelines.results import load_config
-from pipelines.settings import DataSettings, Settings
+from pipelines.settings import DataSettings
+from pipelines.workspace import Workspace
 from search.stopwatch import Stopwatch
 
 REPEATS = 5
 
 
-def run(settings: Settings) -> dict[str, str]:
+def run(workspace: Workspace) -> dict[str, str]:
     """Print both answers, what was kept and the time to the first token; returns the answers.
 
     Raises:
         FlowpruneError: there is no config or image, or they do not fit the model.
     """
-    config = load_config(settings, settings.generate.config)
-    sample = _sample(settings)
-    opened = open_model(settings.model)
+    config = workspace.config(workspace.settings.generate.config)
+    sample = _sample(workspace)
+    opened = workspace.model
     inputs = build_inputs(opened, [sample])
     table = Table(title=escape(sample.question))
     for column in ("", "answer", "visual tokens by layer", "KV bytes", "first token"):
@@ -44,22 +44,22 @@ def run(settings: Settings) -> dict[str, str]:
     seconds = _seconds_to_first_token(opened, inputs, configs)
     answers = {}
     for name, applied in configs.items():
-        answers[name], tokens, kv = _answer(opened, inputs, applied, settings.generate.max_new_tokens)
+        answers[name], tokens, kv = _answer(opened, inputs, applied, workspace.settings.generate.max_new_tokens)
         table.add_row(name, escape(answers[name]), tokens, kv, f"{seconds[name] * 1000:.1f} ms")
     console.print(table)
-    path = write_overlay(opened, sample, config, settings.folder / "generate.png", sample.question)
+    path = write_overlay(opened, sample, config, workspace.answered, sample.question)
     console.print(f"picture: {path}")
     return answers
 
 
-def _sample(settings: Settings) -> Sample:
-    asked = settings.generate
+def _sample(workspace: Workspace) -> Sample:
+    asked, data = workspace.settings.generate, workspace.settings.data
     if asked.image is not None:
         picture = stored(Path(asked.image).expanduser(), "generate.image")
         picture.check()
-        return _about([picture], asked.question or "What is in the picture?", "generate.image", settings.data)
-    [first] = load_samples(settings.data.model_copy(update={"heldout": 1}), "heldout", settings.seed)
-    return first if asked.question is None else _about(first.media, asked.question, first.where, settings.data)
+        return _about([picture], asked.question or "What is in the picture?", "generate.image", data)
+    [first] = workspace.samples("heldout", 1)
+    return first if asked.question is None else _about(first.media, asked.question, first.where, data)
 
 
 def _about(shown: Sequence[Medium], question: str, where: str, data: DataSettings) -> Sample:

@@ -3,27 +3,23 @@
 from pathlib import Path
 
 from pipelines.console import console
-from pipelines.data import load_samples
 from pipelines.figures.overlay import write_overlay
-from pipelines.model import open_model
-from pipelines.results import load_config
-from pipelines.settings import Settings
 from pipelines.tracking import keep_with_study
+from pipelines.workspace import Workspace
 
 
-def run(settings: Settings) -> list[Path]:
+def run(workspace: Workspace) -> list[Path]:
     """Draw and keep the pictures with the study; returns their paths.
 
     Raises:
         FlowpruneError: there is no config, or it does not fit the model.
     """
-    config = load_config(settings, settings.maps.config)
-    opened = open_model(settings.model)
-    few = settings.data.model_copy(update={"heldout": settings.maps.samples})
+    config = workspace.config(workspace.settings.maps.config)
+    opened = workspace.model
     paths = []
-    for number, sample in enumerate(load_samples(few, "heldout", settings.seed)):
-        path = settings.folder / "maps" / f"{number:02d}.png"
+    for number, sample in enumerate(workspace.samples("heldout", workspace.settings.maps.samples)):
+        path = workspace.maps / f"{number:02d}.png"
         paths.append(write_overlay(opened, sample, config, path, sample.question))
         console.print(f"map: {path}")
-    keep_with_study(settings, paths, "maps")
+    keep_with_study(workspace, paths, workspace.maps.name)
     return paths

@@ -5,21 +5,18 @@ from pathlib import Path
 import optuna
 
 from multimodal import FlowpruneError
-from multimodal.config import FILE_NAME
 from pipelines.console import console
-from pipelines.figures.ranked_trials import RANKED
-from pipelines.results import SETTINGS, write_results
-from pipelines.settings import BudgetSettings, Settings
-from pipelines.stages.validate import REPORT
-from pipelines.storage import existing_study, known_study, named, open_storage
+from pipelines.results import write_results
+from pipelines.settings import BudgetSettings
+from pipelines.storage import named, open_storage
 from pipelines.tracking import keep_with_study, register_with_study, study_runs
+from pipelines.workspace import Workspace
 from search.snapshot import restore_study
 from search.study import best_trials, spent
 from search.tracking import LOST, check_store, study_of_run, unreachable
-from search.tuned import TUNED
 
 
-def run(settings: Settings) -> int:
+def run(workspace: Workspace) -> int:
     """Log what MLflow lacks, mend what says something else, delete what is there twice; returns how many runs.
 
     Run again, it changes nothing; a lost or emptied MLflow is filled anew. The other way round, a study that its
@@ -28,35 +25,39 @@ def run(settings: Settings) -> int:
     Raises:
         FlowpruneError: there is no such study or run, or the tracking store does not answer.
     """
-    uri = settings.tracking.uri
+    settings, uri = workspace.settings, workspace.settings.tracking.uri
     check_store(uri, settings.tracking.experiment)
-    if settings.run_id is not None and known_study(settings) is None:
+    if settings.run_id is not None and workspace.known_study is None:
         restore_study(open_storage(settings.storage), settings.study, study_of_run(uri, settings.run_id))
-    study = existing_study(settings)
+    study = workspace.study
     try:
-        changes = study_runs(settings, study).sync("FINISHED")
+        changes = study_runs(workspace, study).sync("FINISHED")
     except LOST as error:
         raise FlowpruneError(unreachable(uri, error)) from error
     if best_trials(study):
-        settings = _with_budgets_of(study, settings)
-        keep_with_study(settings, [*write_results(settings, study), *_existing(Path(settings.output) / SETTINGS)])
-        for part in settings.each_budget():
-            keep_with_study(part, _existing(*(part.folder / name for name in (TUNED, REPORT, FILE_NAME))))
-            for exported in _existing(part.folder / FILE_NAME):
-                register_with_study(part, exported)
-            for pictures in ("maps", RANKED):
-                keep_with_study(part, sorted((part.folder / pictures).glob("*.png")), pictures)
+        _keep_all(_with_budgets_of(study, workspace), study)
     console.print(f"{changes} changes: MLflow agrees with {study.study_name} in {named(settings.storage)}")
     return changes
 
 
-def _with_budgets_of(study: optuna.Study, settings: Settings) -> Settings:
-    """The settings with the budgets that the study has, whatever the command line says."""
+def _keep_all(workspace: Workspace, study: optuna.Study) -> None:
+    """Keep with the study's run what it says itself, and what stages left in its folder."""
+    keep_with_study(workspace, [*write_results(workspace, study), *_existing(workspace.composed)])
+    for part in workspace.each_budget():
+        keep_with_study(part, _existing(part.tuned, part.validation, part.exported))
+        for exported in _existing(part.exported):
+            register_with_study(part, exported)
+        for pictures in (part.maps, part.overlays):
+            keep_with_study(part, sorted(pictures.glob("*.png")), pictures.name)
+
+
+def _with_budgets_of(study: optuna.Study, workspace: Workspace) -> Workspace:
+    """The workspace with the budgets that the study has, whatever the command line says."""
     best = best_trials(study)
     measure = spent(next(iter(best.values()))).measure
-    budget = BudgetSettings.model_validate({"name": settings.budget.name, measure: list(best)})
-    search = settings.search.model_copy(update={"pareto": len(study.directions) > 1})
-    return settings.model_copy(update={"budget": budget, "search": search})
+    budget = BudgetSettings.model_validate({"name": workspace.settings.budget.name, measure: list(best)})
+    search = workspace.settings.search.model_copy(update={"pareto": len(study.directions) > 1})
+    return workspace.but(budget=budget, search=search)
 
 
 def _existing(*paths: Path) -> list[Path]:

@@ -16,20 +16,18 @@ from rich.table import Table
 
 from multimodal import PruningConfig, prune
 from pipelines.baselines import TUNED, UNPRUNED, contenders
+from pipelines.calibration import observed
 from pipelines.comparison.statistics import by_kind
 from pipelines.console import console
-from pipelines.data import Sample, load_samples
+from pipelines.data import Sample
 from pipelines.grading import answer_all, grade
-from pipelines.model import open_model
-from pipelines.results import load_config
-from pipelines.settings import Settings
-from pipelines.space import make_space, study_latency
-from pipelines.stages.calibrate import observed
+from pipelines.latency import study_latency
+from pipelines.space import make_space
 from pipelines.tracking import keep_with_study
+from pipelines.workspace import Workspace
 from search.objective import Objective
 from search.stopwatch import Stopwatch
 
-REPORT = "validation.json"
 TIMED_BATCHES, TIMING_REPEATS = 4, 5
 
 
@@ -60,29 +58,29 @@ class Row:
     lead: tuple[float, float]
 
 
-def run(settings: Settings) -> dict[str, Row]:
+def run(workspace: Workspace) -> dict[str, Row]:
     """Compare the tuned config with the unpruned model and the other contenders.
 
     Raises:
         FlowpruneError: there is no tuned config, or bad data.
     """
-    tuned = load_config(settings, None)
-    opened = open_model(settings.model)
-    samples = load_samples(settings.data, "heldout", settings.seed)
-    cached = observed(settings, samples, "heldout")
-    objective = Objective(opened.modules, cached.samples, settings.search.batch_size, settings.seed)
-    latency = study_latency(settings, opened, cached, objective.workload)
-    space = make_space(settings, opened.modules.geometry, objective.workload, opened.normalization, latency)
-    configs = contenders(settings, space, tuned)
+    tuned = workspace.config(None)
+    opened = workspace.model
+    samples = workspace.samples("heldout")
+    cached = observed(workspace, samples, "heldout")
+    objective = Objective(opened.modules, cached.samples, workspace.settings.search.batch_size, workspace.settings.seed)
+    latency = study_latency(workspace, opened, cached, objective.workload)
+    space = make_space(workspace.settings, opened.modules.geometry, objective.workload, opened.normalization, latency)
+    configs = contenders(workspace.settings.method, space, tuned)
     answers = {name: answer_all(opened, samples, config, name)[0] for name, config in configs.items()}
-    rows = _rows(samples, answers, configs, objective, settings.data.score)
+    rows = _rows(samples, answers, configs, objective, workspace.settings.data.score)
     graded = sum(bool(sample.answers) for sample in samples)
-    report = settings.folder / REPORT
+    report = workspace.validation
     found = {
         "tuned": tuned.provenance and tuned.provenance.model_dump(mode="json"),
         "samples": len(samples),
         "graded": graded,
-        "score": settings.data.score,
+        "score": workspace.settings.data.score,
         "data_digest": cached.data_digest,
     }
     found["contenders"] = {name: asdict(row) for name, row in rows.items()}
@@ -92,7 +90,7 @@ def run(settings: Settings) -> dict[str, Row]:
         console.print(_kinds_table(rows, samples))
     console.print(_verdict(rows))
     console.print(f"report: {report}")
-    keep_with_study(settings, [report])
+    keep_with_study(workspace, [report])
     return rows
 
 

@@ -9,13 +9,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from multimodal import FlowpruneError, PruningConfig
-from multimodal.config import FILE_NAME
+from multimodal.options import FILE_NAME
 from search.credentials import masked
-from search.snapshot import FILE
+from search.files import SNAPSHOT, TUNED
 from search.tracking.facts import CONFIG
 from search.tracking.registry import digest, exported_file, find_version
 from search.tracking.store import LOST, open_store, unreachable
-from search.tuned import TUNED
 
 
 def config_of_run(uri: str, run_id: str) -> PruningConfig:
@@ -65,9 +64,11 @@ def study_of_run(uri: str, run_id: str) -> str:
     client = open_store(uri)
     try:
         tags = _tags(client, uri, run_id)
-        if tags["kind"] != "study" or FILE not in {file.path for file in client.list_artifacts(run_id)}:
-            raise FlowpruneError(f"Run {run_id} keeps no {FILE}: give the run of a study whose search came to its end.")
-        return _download(client, run_id, FILE)
+        if tags["kind"] != "study" or SNAPSHOT not in {file.path for file in client.list_artifacts(run_id)}:
+            raise FlowpruneError(
+                f"Run {run_id} keeps no {SNAPSHOT}: give the run of a study whose search came to its end."
+            )
+        return _download(client, run_id, SNAPSHOT)
     except LOST as error:
         raise FlowpruneError(unreachable(uri, error)) from error
 

@@ -12,7 +12,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from multimodal import FlowpruneError, PruningConfig
-from multimodal.config import FILE_NAME, Provenance
+from multimodal.config import Provenance
+from multimodal.options import FILE_NAME
 from search.credentials import masked
 from search.tracking.facts import RUN
 from search.tracking.store import LOST, open_store, reason

@@ -235,5 +235,7 @@ def test_what_a_data_set_lacks_is_named(parquet, tmp_path):
         data("datasets", "parquet", data_files=str(tmp_path / "gone.parquet")),
         from_parquet(parquet).model_copy(update={"split": "dev"}),
     ):
-        with pytest.raises(FlowpruneError, match=r"datasets cannot load .*: check data\.path, data\.split and data\.data_files"):
+        with pytest.raises(
+            FlowpruneError, match=r"datasets cannot load .*: check data\.path, data\.split and data\.data_files"
+        ):
             load_samples(settings, "calibration", 0)

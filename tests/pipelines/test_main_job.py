@@ -10,7 +10,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-import pipelines.space
+import pipelines.latency
 from multimodal import PruningConfig, load_model, prune
 from pipelines.data import Sample
 from pipelines.data.folder import write_folder
@@ -276,7 +276,7 @@ def test_a_budget_in_milliseconds(flowprune, tmp_path, monkeypatch):
     file.unlink()  # the study has it
     code, printed = flowprune(*on_budget, "stages=[search]", "search.trials=5")
     assert code == 0 and not file.exists() and len(study_of(tmp_path).get_trials()) == 5, printed
-    monkeypatch.setattr(pipelines.space, "device_name", lambda device: "another")
+    monkeypatch.setattr(pipelines.latency, "device_name", lambda device: "another")
     code, printed = flowprune(*on_budget, "stages=[search]", "search.trials=6")
     assert code == 2 and "and this is another: run it there" in " ".join(printed.split())
 

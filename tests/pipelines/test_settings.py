@@ -63,7 +63,7 @@ def no_model(monkeypatch):
         ),
         (["data=folder", "data.path=/nowhere", "stages=[calibrate]"], r"data\.path /nowhere is not a folder"),
         (["stages=[generate]"], r"holds no tuned config: run stages=\[calibrate,search\] first"),
-        (["stages=[export]"], r"tuned\.json does not exist"),
+        (["stages=[export]"], r"holds no tuned config"),
         (["stages=[generate]", "generate.config=/nowhere.json"], r"/nowhere\.json does not exist"),
     ],
 )

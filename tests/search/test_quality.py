@@ -14,11 +14,10 @@ import torch
 from hydra import compose, initialize_config_module
 from optuna.distributions import CategoricalDistribution
 
-from pipelines.data import load_samples
-from pipelines.model import open_model
+from pipelines.calibration import observed
 from pipelines.settings import Settings, check_settings, register_resolvers
 from pipelines.space import make_space
-from pipelines.stages.calibrate import observed
+from pipelines.workspace import Workspace
 from search.objective import Objective
 from search.sampler import make_sampler
 from search.space import Space
@@ -38,10 +37,10 @@ def with_gradients() -> Iterator[None]:
 def opened() -> tuple[Settings, Space, Objective]:
     register_resolvers()
     with initialize_config_module("conf", version_base="1.3"):
-        settings = check_settings(compose("config"))
-    model = open_model(settings.model)
-    samples = observed(settings, load_samples(settings.data, "calibration", settings.seed), "calibration").samples
-    objective = Objective(model.family, samples, settings.search.batch_size, settings.seed)
+        workspace = Workspace(check_settings(compose("config")))
+    settings, model = workspace.settings, workspace.model
+    samples = observed(workspace, workspace.samples("calibration"), "calibration").samples
+    objective = Objective(model.modules, samples, settings.search.batch_size, settings.seed)
     return settings, make_space(settings, model.modules.geometry, objective.workload, model.normalization), objective
 
 

@@ -1,0 +1,103 @@
+"""Join a study, and run its trials: what a search does in this process, and what every worker does."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from pipelines.calibration import observed
+from pipelines.latency import check_device, study_latency
+from pipelines.space import make_space
+from pipelines.storage import open_storage
+from pipelines.workspace import Workspace
+from search.objective import Objective, measure_named
+from search.space import Space
+from search.study import open_study
+from search.tracking import Tracker
+from search.worker import run_worker
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a worker works with."""
+
+    study: optuna.Study
+    space: Space
+    objective: Objective
+    worker: int
+
+
+def join(workspace: Workspace, worker: int = 0) -> Search:
+    """Open everything that trials need, and the study, which is created if need be.
+
+    Args:
+        workspace: of the run.
+        worker: number of this worker among those of the study.
+
+    Raises:
+        FlowpruneError: bad settings, an unreachable storage, a study of other settings.
+    """
+    storage = open_storage(workspace.settings.storage)
+    samples = workspace.samples("calibration")
+    calibration = observed(workspace, samples, "calibration")
+    opened = workspace.model
+    measure = measure_named(workspace.settings.search.objective, opened.modules)
+    objective = Objective(
+        opened.modules, calibration.samples, workspace.settings.search.batch_size, workspace.settings.seed, measure
+    )
+    latency = study_latency(workspace, opened, calibration, objective.workload)
+    space = make_space(workspace.settings, opened.modules.geometry, objective.workload, opened.normalization, latency)
+    description = space.describe() | {
+        "model": opened.tuned_for.model_dump(),
+        "processor": opened.processing,
+        "data": calibration.data_digest,
+        "samples": len(calibration.samples),
+        "seed": workspace.settings.seed,
+        "sampler": workspace.settings.sampler,
+        "startup": workspace.settings.search.startup,
+        "early_stopping": workspace.settings.search.early_stopping,
+    }
+    if workspace.settings.search.objective != "discrepancy":
+        description["objective"] = workspace.settings.search.objective
+    if latency is not None:
+        description["latency"] = latency.model_dump()
+    study = open_study(
+        storage,
+        workspace.settings.study,
+        description,
+        workspace.settings.sampler,
+        workspace.settings.search.startup,
+        workspace.settings.seed,
+        workspace.settings.search.early_stopping,
+        worker,
+        objectives=2 if workspace.settings.search.pareto else 1,
+        guesses=space.guesses,
+    )
+    return Search(study, space, objective, worker)
+
+
+def work(search: Search, target: int, tracker: Tracker, show: Callable[[], None] = lambda: None) -> None:
+    """Run trials until the study has that many, whoever ran them.
+
+    Args:
+        search: from :func:`join`.
+        target: finished trials of the study.
+        tracker: told of each trial.
+        show: called after each trial that ends here.
+    """
+    check_device(search.study, search.objective.modules.text_model.device)
+
+    def on_end(trial: FrozenTrial) -> None:
+        tracker.end_trial(trial)
+        show()
+
+    run_worker(
+        search.study,
+        search.space,
+        search.objective,
+        target,
+        lambda trial: tracker.start_trial(trial.number),
+        on_end,
+        search.worker,
+    )
