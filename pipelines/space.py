@@ -106,6 +106,11 @@ def _within_budget(
     return found
 
 
+def with_equal_shares(settings: Settings) -> Settings:
+    """The same without budgets that adapt to what an image shows."""
+    return settings.model_copy(update={"search": settings.search.model_copy(update={"adaptive": False})})
+
+
 def most_steps(geometry: Geometry, method: str) -> int:
     """How many pruning steps a method can take in a model: one a layer that it allows, and one before them."""
     first_layer = method_named(method).first_layer

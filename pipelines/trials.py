@@ -8,7 +8,8 @@ from optuna.trial import FrozenTrial
 
 from pipelines.calibration import observed
 from pipelines.latency import check_device, study_latency
-from pipelines.space import make_space
+from pipelines.prompts import build_inputs
+from pipelines.space import make_space, method_choices, prompts_of, with_equal_shares
 from pipelines.storage import open_storage
 from pipelines.workspace import Workspace
 from search.objective import Objective, measure_named
@@ -75,6 +76,20 @@ def join(workspace: Workspace, worker: int = 0) -> Search:
         guesses=space.guesses,
     )
     return Search(study, space, objective, worker)
+
+
+def check_budget(workspace: Workspace) -> None:
+    """Refuse a budget that no pruning of these prompts can meet, before the model has looked at a picture.
+
+    Raises:
+        FlowpruneError: the budget is out of reach, or the method has no such parameter.
+    """
+    settings = with_equal_shares(workspace.settings)
+    if len(method_choices(settings)) > 1 or settings.budget.measure == "latency_ms":
+        return  # leaves out those that cannot meet it; needs measurements
+    opened = workspace.model
+    inputs = [build_inputs(opened, [sample]) for sample in workspace.samples("calibration")]
+    make_space(settings, opened.modules.geometry, prompts_of(opened.modules.geometry, inputs), opened.normalization)
 
 
 def work(search: Search, target: int, tracker: Tracker, show: Callable[[], None] = lambda: None) -> None:

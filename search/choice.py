@@ -33,7 +33,7 @@ class MethodChoice:
         sinks: what may become of attention sinks (:class:`multimodal.PruningConfig`).
 
     Raises:
-        FlowpruneError: there is no such method or rule, or none of the rules fits the method.
+        FlowpruneError: there is no such method, parameter or rule, or none of the rules fits the method.
     """
 
     name: str
@@ -43,6 +43,7 @@ class MethodChoice:
     sinks: Sequence[Sinks] = ("kept",)
 
     def __post_init__(self) -> None:
+        searched_parameters(self.name, self.fixed, self.ranges)  # refuses what the method lacks
         if not self.rules:
             raise FlowpruneError(
                 f"search.merging {list(self.mergings)} ranks tokens by a score, and {self.name} has none: "

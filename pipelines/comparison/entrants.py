@@ -11,8 +11,7 @@ from pipelines.baselines import untuned_config
 from pipelines.comparison.contenders import at_budget, budgets_of, methods_of
 from pipelines.model import OpenedModel
 from pipelines.prompts import build_inputs
-from pipelines.settings import Settings
-from pipelines.space import make_space, prompts_of
+from pipelines.space import make_space, prompts_of, with_equal_shares
 from pipelines.stages import search
 from pipelines.trials import join
 from pipelines.workspace import Workspace
@@ -60,7 +59,7 @@ def enter(workspace: Workspace, opened: OpenedModel) -> tuple[list[Entrant], dic
             for budget in budgets_of(workspace.settings):
                 own = at_budget(workspace, geometry, method, budget)
                 try:
-                    space = make_space(_equal_shares(own.settings), geometry, workload, opened.normalization)
+                    space = make_space(with_equal_shares(own.settings), geometry, workload, opened.normalization)
                 except BudgetUnreachableError as error:
                     left_out[f"{method} at {budget:g}"] = str(error)
                     continue
@@ -76,11 +75,6 @@ def enter(workspace: Workspace, opened: OpenedModel) -> tuple[list[Entrant], dic
     if not entrants:
         raise FlowpruneError(f"No method can take part: {next(iter(left_out.values()))}")
     return entrants, left_out
-
-
-def _equal_shares(settings: Settings) -> Settings:
-    """The same without budgets that adapt, which no published config has."""
-    return settings.model_copy(update={"search": settings.search.model_copy(update={"adaptive": False})})
 
 
 def tune(workspace: Workspace) -> PruningConfig:

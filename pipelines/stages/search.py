@@ -9,7 +9,7 @@ from pipelines.progress import study_progress
 from pipelines.results import conclude
 from pipelines.storage import open_storage
 from pipelines.tracking import keep_with_study, tracked
-from pipelines.trials import join, work
+from pipelines.trials import check_budget, join, work
 from pipelines.workspace import Workspace
 from search.queue import fill
 from search.reaper import Reaper
@@ -49,8 +49,10 @@ def check(workspace: Workspace) -> None:
     """Say what would keep a search from running, before anything expensive.
 
     Raises:
-        FlowpruneError: settings that do not go together, an unreachable storage or tracking store.
+        FlowpruneError: settings that do not go together, an unreachable storage, tracking store or budget.
     """
     check_pairing(workspace.settings)
     open_storage(workspace.settings.storage)
     check_store(workspace.settings.tracking.uri, workspace.settings.tracking.experiment)
+    if workspace.known_study is None:
+        check_budget(workspace)
