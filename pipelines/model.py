@@ -18,6 +18,7 @@ from search.study import digest
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf"}
 WEIGHTS_BESIDE = (".index.json", "adapter_config.json")  # which say what of the weights is used
+OF_A_CALL = ("padding", "truncation")  # which a tokenizer keeps of its last call
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """From samples to a model's inputs, and from its outputs to answers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,10 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from multimodal import FlowpruneError
+from multimodal.families import Geometry
+from multimodal.layout import Layout
+from multimodal.runtime.calls import PIXELS
+from multimodal.runtime.watch import Modality
 from pipelines.data import Sample
 from pipelines.data.sample import Medium
 from pipelines.data.videos import Video
@@ -58,7 +62,12 @@ def _frames(processor: Any, samples: Sequence[Sample]) -> dict[str, Any]:
         return {"videos": videos}
     metadata = [
         [
-            {"total_num_frames": len(frames), "fps": video.fps, "duration": len(frames) / (video.fps or 1)}
+            {
+                "total_num_frames": len(frames),
+                "frames_indices": list(range(len(frames))),  # where the rule is to take all
+                "fps": video.fps,
+                "duration": len(frames) / (video.fps or 1),
+            }
             for frames, video in zip(own, sample.videos, strict=True)
         ]
         for own, sample in zip(videos, samples, strict=True)
@@ -79,6 +88,15 @@ def _content(part: str | Medium) -> dict[str, str]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     return {"type": "video" if isinstance(part, Video) else "image"}
+
+
+def shown_layouts(geometry: Geometry, inputs: Mapping[str, Any]) -> list[Layout]:
+    """The layouts of all pictures, then all videos, of a processor's output."""
+    read: dict[Modality, Callable[[Mapping[str, Any]], list[Layout]]] = {
+        "image": geometry.layouts,
+        "video": geometry.video_layouts,
+    }
+    return [layout for modality, pixels in PIXELS.items() if pixels in inputs for layout in read[modality](inputs)]
 
 
 @torch.inference_mode()

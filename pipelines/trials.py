@@ -88,7 +88,7 @@ def check_budget(workspace: Workspace) -> None:
     if len(method_choices(settings)) > 1 or settings.budget.measure == "latency_ms":
         return  # leaves out those that cannot meet it; needs measurements
     opened = workspace.model
-    inputs = [build_inputs(opened, [sample]) for sample in workspace.samples("calibration")]
+    inputs = (build_inputs(opened, [sample]) for sample in workspace.samples("calibration"))
     make_space(settings, opened.modules.geometry, prompts_of(opened.modules.geometry, inputs), opened.normalization)
 
 

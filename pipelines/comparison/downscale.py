@@ -6,7 +6,7 @@ from PIL import Image
 
 from pipelines.data import Sample
 from pipelines.model import OpenedModel
-from pipelines.prompts import build_inputs
+from pipelines.prompts import build_inputs, shown_layouts
 
 HALVINGS = 8  # of the interval in which the factor is sought
 FEWER = "fewer pixels and tokens"
@@ -84,5 +84,5 @@ def scaled(image: Image.Image, factor: float) -> Image.Image:
 
 
 def _tokens(opened: OpenedModel, sample: Sample) -> int:
-    layouts = opened.modules.geometry.layouts(build_inputs(opened, [sample]))
+    layouts = shown_layouts(opened.modules.geometry, build_inputs(opened, [sample]))
     return sum(layout.visual_tokens for layout in layouts)

@@ -60,7 +60,7 @@ def _items(file: Path) -> Iterator[tuple[str, Any]]:
     if not isinstance(rows, list):
         raise FlowpruneError(f"{file} holds no list: write one list of objects with image and question.")
     for number, row in enumerate(rows, 1):
-        yield f"{file}, item {number},", row
+        yield f"{file} item {number}", row
 
 
 def write_folder(samples: Sequence[Sample], path: Path) -> None:

@@ -85,7 +85,7 @@ class Origin:
 
     def _held(self, place: Place) -> Picture:
         assert self.fetch is not None
-        return stored(partial(self.fetch, place), self.where, f"in {place[0]}", lambda: f"{self.key} {place}")
+        return stored(partial(self.fetch, place), self.where, f"of {place[0]}", lambda: f"{self.key} {place}")
 
     def _inline(self, url: str) -> bytes:
         try:

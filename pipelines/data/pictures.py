@@ -103,9 +103,10 @@ def _digest(data: bytes) -> str:
 def _read(
     source: Path | Callable[[], bytes], where: str, name: str, use: Callable[[Image.Image], Image.Image]
 ) -> Image.Image:
+    opened = source if isinstance(source, Path) else BytesIO(source())
     try:
-        with Image.open(source if isinstance(source, Path) else BytesIO(source())) as image:
+        with Image.open(opened) as image:
             return use(image)
     except BROKEN as error:
         fix = "save it as JPEG" if Path(name).suffix.lower() in PHONES else "replace it or drop the row"
-        raise FlowpruneError(f"{where}: the image {name} cannot be read: {fix}.".replace("  ", " ")) from error
+        raise FlowpruneError(f"{where}: the image {name} cannot be read: {fix}.") from error

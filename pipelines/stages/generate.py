@@ -19,7 +19,7 @@ from pipelines.data.pictures import stored
 from pipelines.data.sample import Medium
 from pipelines.figures.overlay import write_overlay
 from pipelines.model import OpenedModel
-from pipelines.prompts import build_inputs, greedy_answers
+from pipelines.prompts import build_inputs, greedy_answers, shown_layouts
 from pipelines.settings import DataSettings
 from pipelines.workspace import Workspace
 from search.stopwatch import Stopwatch
@@ -73,7 +73,7 @@ def _answer(
     with prune(opened.model, config) if config else nullcontext() as pruner:
         [answer] = greedy_answers(opened, inputs, max_new_tokens)
         if pruner is None or config is None:
-            layouts = opened.modules.geometry.layouts(inputs)
+            layouts = shown_layouts(opened.modules.geometry, inputs)
             return answer, str(sum(layout.visual_tokens for layout in layouts)), ""
         [report] = pruner.report
         steps = zip(config.schedule, report.kept, strict=True)

@@ -32,8 +32,10 @@ SPECIAL = {
     "picture": 9,
 }
 TEMPLATE = (
-    "{% for part in messages[0]['content'] %}{% if part['type'] == 'image' %}<|vision_start|><|image_pad|>"
-    "<|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
 )
 
 
@@ -51,7 +53,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         additional_special_tokens=[name for name in SPECIAL if name.startswith("<|")],
     )
     images = Qwen2VLImageProcessor(min_pixels=64, max_pixels=2048, **PATCHES, **HALF)
-    videos = Qwen2VLVideoProcessor(**PATCHES)
+    videos = Qwen2VLVideoProcessor(min_pixels=64, max_pixels=2048, **PATCHES)
     Qwen3VLProcessor(images, tokenizer, videos, chat_template=TEMPLATE).save_pretrained(folder)
     tiny_models.build("qwen3_vl").save_pretrained(folder)
     return folder
@@ -67,8 +69,12 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(6):
             name = f"{number}.png"
             image.convert("RGB").resize((60 + 8 * number, 50 - 4 * number)).save(folder / name)
-            rows.append(json.dumps({"image": name, "question": "picture"}))
-    (folder / "questions.jsonl").write_text("\n".join(rows))
+            rows.append({"image": name, "question": "picture"})
+        frames = [image.convert("RGB").resize((40, 40 + 4 * number)).crop((0, 0, 40, 40)) for number in range(6)]
+        frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:], duration=250)
+    rows += [{"images": ["0.png", "1.png"], "question": "$picture$ <image> or <image>?"}]
+    rows += [{"video": "moving.gif", "question": "picture"}] * 3
+    (folder / "questions.json").write_text(json.dumps(rows))
     return folder
 
 
@@ -77,13 +83,14 @@ def test_the_main_job_on_images_of_any_size(flowprune, checkpoint: Path, photogr
         f"model.path={checkpoint}",
         "data=folder",
         f"data.path={photographs}",
-        "data.calibration=4",
-        "data.heldout=2",
+        "data.calibration=5",
+        "data.heldout=5",
+        "data.suffix=picture",
         "search.trials=3",
         "search.startup=2",
         "search.steps=2",
         "budget.retention=0.4",
-        "maps.samples=1",
+        "maps.samples=3",
         "benchmark.repeats=1",
         "stages=[calibrate,search,validate,export,maps,benchmark]",
     )
@@ -91,4 +98,4 @@ def test_the_main_job_on_images_of_any_size(flowprune, checkpoint: Path, photogr
     config = PruningConfig.from_pretrained(tmp_path / "run")
     assert config.positions == "original" and config.schedule[1].layer >= 2  # rotary axes, deepstack
     assert config.budget is not None and config.budget.met <= 0.4
-    assert (tmp_path / "run/maps/00.png").exists() and (tmp_path / "run/benchmark.json").exists()
+    assert len(list((tmp_path / "run/maps").glob("*.png"))) == 3 and (tmp_path / "run/benchmark.json").exists()
