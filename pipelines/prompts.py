@@ -1,5 +1,6 @@
 """From samples to a model's inputs, and from its outputs to answers."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -79,7 +80,7 @@ def _prompt(processor: Any, sample: Sample) -> str:
     messages = [{"role": turn.role, "content": [_content(part) for part in turn.parts]} for turn in sample.turns]
     known = str(getattr(processor, "chat_template", ""))
     for name in sample.template:
-        if name not in known:
+        if not re.search(rf"\b{re.escape(name)}\b", known):
             raise FlowpruneError(f"data.template.{name} is no option of this model's chat template: leave it out.")
     return processor.apply_chat_template(messages, add_generation_prompt=True, **sample.template)
 

@@ -1,6 +1,7 @@
 """The main job on a checkpoint of another family, with the family's own processor and photographs of several sizes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import matplotlib.cbook
@@ -16,7 +17,12 @@ from transformers import (
     Qwen3VLProcessor,
 )
 
-from multimodal import PruningConfig
+import pipelines.model
+from multimodal import FlowpruneError, PruningConfig
+from pipelines.data import Sample
+from pipelines.model import open_model
+from pipelines.prompts import build_inputs
+from pipelines.settings import ModelSettings
 
 HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 PATCHES = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
@@ -99,3 +105,54 @@ def test_the_main_job_on_images_of_any_size(flowprune, checkpoint: Path, photogr
     assert config.positions == "original" and config.schedule[1].layer >= 2  # rotary axes, deepstack
     assert config.budget is not None and config.budget.met <= 0.4
     assert len(list((tmp_path / "run/maps").glob("*.png"))) == 3 and (tmp_path / "run/benchmark.json").exists()
+
+
+def settings_of(checkpoint: Path) -> ModelSettings:
+    return ModelSettings(
+        name="small",
+        path=str(checkpoint),
+        revision=None,
+        dtype="auto",
+        device="cpu",
+        attention="sdpa",
+        weights="pretrained",
+        trust_remote_code=False,
+        architecture=None,
+    )
+
+
+def test_what_changes_features_changes_the_key(checkpoint: Path, tmp_path: Path) -> None:
+    def key() -> tuple[str, str]:
+        pipelines.model._opened.clear()
+        opened = open_model(settings_of(tmp_path / "model"))
+        before = opened.identity, opened.processing
+        build_inputs(opened, [Sample.asking(Image.new("RGB", (16, 16)), "picture", where="here")])
+        assert (opened.identity, opened.processing) == before  # a tokenizer remembers how it was called
+        return before
+
+    def edit(name: str, old: str, new: str) -> None:
+        text = (tmp_path / "model" / name).read_text()
+        assert old in text
+        (tmp_path / "model" / name).write_text(text.replace(old, new))
+
+    shutil.copytree(checkpoint, tmp_path / "model")
+    keys = [key()]
+    assert key() == keys[0]
+    edit("processor_config.json", "2048", "1024")
+    keys.append(key())
+    edit("chat_template.jinja", "<|vision_end|>", "<|vision_end|> ")
+    keys.append(key())
+    edit("tokenizer.json", "picture", "picturE")
+    keys.append(key())
+    assert len(set(keys)) == len({processing for _, processing in keys}) == 4
+    for name in ("pytorch_model.bin", "adapter_config.json", "model.safetensors.index.json"):
+        opened = pipelines.model._opened[settings_of(tmp_path / "model").model_dump_json()]
+        before = opened.identity
+        (tmp_path / "model" / name).write_text("{}")
+        assert opened.identity != before, name
+
+
+def test_a_picture_that_the_processor_refuses_is_named(checkpoint: Path) -> None:
+    fine, thin = (Sample.asking(Image.new("RGB", size), "picture", where=f"{size}") for size in ((30, 30), (300, 1)))
+    with pytest.raises(FlowpruneError, match=r"^\(300, 1\): the model's processor refuses it \(.*aspect ratio"):
+        build_inputs(open_model(settings_of(checkpoint)), [fine, thin])
