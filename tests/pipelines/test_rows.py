@@ -278,3 +278,14 @@ def test_what_is_broken_in_a_data_set_is_named(stored_rows, tmp_path: Path) -> N
             FlowpruneError, match=rf"datasets cannot load '{builder}' \(.+\): check data\.path, data\.sp"
         ):
             load_samples(source, "calibration", 0)
+
+
+def test_the_documented_rows_are_read(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
+    rows = text.split("```json\n")[1].split("```")[0]
+    for name in ("IMG_1.jpg", "IMG_2.jpg", "a.jpg", "b.jpg", "f1.jpg", "f2.jpg", "f3.jpg", "dance.gif"):
+        grey(0).save(tmp_path / name)
+    (tmp_path / "rows.jsonl").write_text(rows, encoding="utf-8")
+    found = read_folder(str(tmp_path), Columns())
+    assert [len(sample.media) for sample in found] == [1, 1, 2, 1, 1]
+    assert [sample.answers for sample in found] == [("rice",), ("Yes",), ("no", "they differ"), (), ()]
