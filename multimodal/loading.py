@@ -1,28 +1,23 @@
 """Load a vision-language model and its processor: the shipped one, a local path, or a hub id."""
 
+import importlib.metadata
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    GenerationConfig,
-    LlavaForConditionalGeneration,
-    PretrainedConfig,
-    PreTrainedModel,
-    ProcessorMixin,
-)
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoProcessor, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin
 
-from multimodal.dinov2 import tower_weights
+from multimodal.checkpoint import read_weights
 from multimodal.errors import FlowpruneError
 from multimodal.families import check_supported
 
 SHIPPED = {name: Path(__file__).parent / name for name in ("tiny", "dino")}
-WEIGHTS = "model.safetensors"
+GIVE = "give 'tiny', 'dino', a local folder or a hub id."
+
+Quantization = Literal["bnb-4bit", "bnb-8bit"]
+T = TypeVar("T")
 
 
 def load_model(
@@ -31,72 +26,93 @@ def load_model(
     revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    device_map: str | None = None,
+    quantization: Quantization | None = None,
+    adapter: str | Path | None = None,
     attention: str = "sdpa",
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Load a model for inference and its processor.
+    """Load a model for inference and its processor. Weights are read from safetensors alone, never from pickles.
 
     Args:
         model: ``tiny`` or ``dino`` (shipped), a local folder, or a hub id of a supported family.
         revision: of the hub repository.
         dtype: ``auto`` (the checkpoint's; float32 on a CPU), ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto`` (CUDA if there is one), or a torch device.
+        device_map: how ``accelerate`` spreads the layers over devices, for example ``auto``; None: all on ``device``.
+        quantization: ``bnb-4bit`` or ``bnb-8bit`` (bitsandbytes); None: as the checkpoint says.
+        adapter: a folder or hub id of a PEFT adapter, which is added to the model.
         attention: ``eager``, ``sdpa`` or ``flash_attention_2``.
         trust_remote_code: run code from the repository; off unless you ask.
 
     Raises:
-        FlowpruneError: nothing there, the family is not supported, or the tower of ``dino`` is not installed.
+        FlowpruneError: nothing there, weights are broken or not this model's, the family is not supported, there is no
+            such device, or a library that this needs is not installed.
     """
-    where = str(SHIPPED.get(str(model), model))
+    where = str(SHIPPED.get(str(model), Path(model).expanduser() if str(model).startswith("~") else model))
     place = chosen_device(device)
-    if not Path(where).exists() and (where.startswith(("/", ".", "~")) or where.count("/") > 1):
-        raise FlowpruneError(f"The model {where} does not exist: give 'tiny', 'dino', a local folder or a hub id.")
+    if not Path(where).exists() and (where.startswith(("/", ".")) or where.count("/") > 1):
+        raise FlowpruneError(f"The model {where} does not exist: {GIVE}")
+    for needed, wanted in (("accelerate", device_map), ("bitsandbytes", quantization), ("peft", adapter)):
+        if wanted is not None and not _is_installed(needed):
+            raise FlowpruneError(f"The model asks for {wanted}, which needs {needed}: pip install {needed}.")
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = _reading(where, lambda: AutoConfig.from_pretrained(where, **common))
     check_supported(config.model_type)
-    if dtype == "auto" and place.type == "cpu":
-        dtype = "float32"
-    try:
-        loaded = _loaded(where, config, dtype=dtype, attn_implementation=attention, **common)
-    except ImportError as error:
-        raise FlowpruneError(f"attention {attention!r} is not installed ({error}): use attention='sdpa'.") from error
     processor = _reading(where, lambda: AutoProcessor.from_pretrained(where, **common))
     processor.tokenizer.padding_side = "left"
-    loaded.to(place)  # type: ignore[arg-type]
+    if dtype == "auto" and place.type == "cpu":
+        dtype = "float32"
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention, **common}
+    if device_map is not None or quantization is not None:
+        options["device_map"] = device_map or {"": place}
+    if quantization is not None:
+        four = quantization == "bnb-4bit"
+        options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=not four)
+    loaded = _reading(where, lambda: read_weights(where, config, **options))
+    if adapter is not None:
+        own = str(Path(adapter).expanduser())
+        _reading(own, lambda: loaded.load_adapter(own), "adapter", "give the folder or hub id of a PEFT adapter.")
+    if "device_map" not in options:
+        loaded.to(place)  # type: ignore[arg-type]
     return loaded.eval(), processor
 
 
-def _loaded(where: str, config: PretrainedConfig, **options: Any) -> PreTrainedModel:
-    """The model of a folder or hub id; one whose folder has no vision tower, as that of ``dino``, is put together."""
-    if not _lacks_tower(where, config):
-        return AutoModelForImageTextToText.from_pretrained(where, **options)
-    tower = {f"model.vision_tower.{name}": weight for name, weight in tower_weights().items()}
-    weights = load_file(Path(where) / WEIGHTS) | tower
-    model = LlavaForConditionalGeneration.from_pretrained(None, config=config, state_dict=weights, **options)
-    model.name_or_path = model.config._name_or_path = where
-    model.generation_config = GenerationConfig.from_pretrained(where)
-    return model
-
-
-def _lacks_tower(where: str, config: PretrainedConfig) -> bool:
-    """Whether a folder holds a LLaVA on DINOv2, but not its tower."""
-    path = Path(where) / WEIGHTS
-    if config.model_type != "llava" or config.vision_config.model_type != "dinov2" or not path.exists():
-        return False
-    with safe_open(path, "pt") as weights:
-        return not any("vision_tower" in name for name in weights.keys())  # noqa: SIM118 (it is no dictionary)
-
-
 def chosen_device(device: str) -> torch.device:
-    """A torch device; ``auto`` is CUDA if there is one."""
-    return torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    """A torch device; ``auto`` is CUDA if there is one.
+
+    Raises:
+        FlowpruneError: there is no such device here.
+    """
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise FlowpruneError(
+            f"The device {device!r} is not here ({_first_line(error)}): set device to auto, cpu, or one that is."
+        ) from error
 
 
-def _reading(where: str, read: Any) -> Any:
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _reading(where: str, read: Callable[[], T], what: str = "model", give: str = GIVE) -> T:
     try:
         return read()
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FlowpruneError(
-            f"No model could be read from {where!r} ({reason}): give 'tiny', 'dino', a local folder or a hub id."
-        ) from error
+    except FlowpruneError:
+        raise
+    except ImportError as error:
+        raise FlowpruneError(f"{where} needs more than is installed ({_first_line(error)}): install that.") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise FlowpruneError(f"No {what} could be read from {where!r} ({_first_line(error)}): {give}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".:") if lines else type(error).__name__

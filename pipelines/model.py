@@ -95,6 +95,9 @@ def _open(settings: ModelSettings) -> OpenedModel:
         revision=settings.revision,
         dtype=settings.dtype,
         device=settings.device,
+        device_map=settings.device_map,
+        quantization=settings.quantization,
+        adapter=settings.adapter,
         attention=settings.attention,
         trust_remote_code=settings.trust_remote_code,
     )
