@@ -63,9 +63,7 @@ class OpenedModel:
         return digest(
             {
                 "processor": self.processor.to_json_string(),
-                "tokenizer": {
-                    name: own for name, own in words.items() if name not in ("padding", "truncation")
-                },  # a call's
+                "tokenizer": {name: own for name, own in words.items() if name not in OF_A_CALL},
                 "special": tokenizer.special_tokens_map,
                 "template": getattr(self.processor, "chat_template", None),
             }

@@ -209,6 +209,7 @@ def test_generate_on_an_image_of_ones_own(in_shared, shared):
         "stages=[generate]", f"generate.image={shared}/own.jpg", "generate.question='What is [/it]?'"
     )
     assert code == 0 and "What is [/it]?" in printed, printed
+    (shared / "none.jpg").write_text("no picture")
     code, printed = in_shared("stages=[generate]", f"generate.image={shared}/none.jpg")
     assert code == 2 and "cannot be read" in " ".join(printed.split()) and "Traceback" not in printed
 
