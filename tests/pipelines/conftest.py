@@ -1,3 +1,4 @@
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ def model_path(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def flowprune(tmp_path, model_path, monkeypatch, capsys):
+def flowprune(tmp_path, model_path, empty_store, monkeypatch, capsys):
     """The command line, in this process: called with overrides, it returns the exit code and what was printed."""
 
     def run(*overrides: str, without: Sequence[str] = ()) -> tuple[int, str]:
@@ -52,6 +53,10 @@ def flowprune(tmp_path, model_path, monkeypatch, capsys):
         named = {override.split("=")[0] for override in overrides} | set(without)
         named |= {"storage.path"} if {"storage=postgres", "storage=grpc"} & set(overrides) else set()
         arguments = [argument for argument in base if argument.split("=")[0] not in named]
+        [store] = [given.split("=")[1] for given in [*base, *overrides] if given.startswith("tracking.uri=")][-1:]
+        database = Path(store.removeprefix("sqlite:///"))
+        if store.startswith("sqlite:///") and database.parent.exists() and not database.exists():
+            shutil.copy(empty_store, database)
         monkeypatch.setattr(sys, "argv", ["flowprune", *arguments, *overrides])
         capsys.readouterr()
         on_terminate = signal.getsignal(signal.SIGTERM)
