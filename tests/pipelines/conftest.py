@@ -1,4 +1,5 @@
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,12 +59,15 @@ def flowprune(tmp_path, model_path, empty_store, monkeypatch, capsys):
             shutil.copy(empty_store, database)
         monkeypatch.setattr(sys, "argv", ["flowprune", *arguments, *overrides])
         capsys.readouterr()
+        on_terminate = signal.getsignal(signal.SIGTERM)
         try:
             with torch.enable_grad():  # as in a fresh process; Optuna's GP needs it
                 main()
             code = 0
         except SystemExit as stop:
             code = int(stop.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, on_terminate)
         printed = capsys.readouterr()
         return code, printed.out + printed.err
 
