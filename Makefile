@@ -37,10 +37,10 @@ pytest: install
 test-oldest: ## The library's tests on the oldest supported transformers, in .venv-oldest.
 	test -d $(OLDEST) || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' transformers==5.0.0
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest tests/multimodal $(PARALLEL)
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest tests/multimodal multimodal/testing $(PARALLEL)
 
 support: install ## Write the README's table of families, prompts and attention backends from what the suites run.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/multimodal/test_pruner.py tests/multimodal/test_conversations.py -k "masking or reason or later_images" --support README.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest multimodal/testing/pruning.py tests/multimodal/test_conversations.py -k "masking or reason or later_images" --support README.md
 
 train-tiny: install ## Train the shipped model again (about half an hour on one quiet core).
 	$(BIN)/python -m pipelines.train_tiny

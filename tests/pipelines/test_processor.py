@@ -7,9 +7,7 @@ from pathlib import Path
 
 import matplotlib.cbook
 import pytest
-import tiny_models
 from PIL import Image
-from tiny_models.family import IMAGE_TOKEN, VIDEO_TOKEN, VISION_END, VISION_START
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -20,6 +18,8 @@ from transformers import (
 
 import pipelines.model
 from multimodal import FlowpruneError, PruningConfig
+from multimodal.testing import tiny_models
+from multimodal.testing.tiny_models.family import IMAGE_TOKEN, VIDEO_TOKEN, VISION_END, VISION_START
 from pipelines.data import Sample
 from pipelines.model import open_model
 from pipelines.prompts import build_inputs
