@@ -7,6 +7,7 @@ from optuna.storages import BaseStorage
 
 from pipelines.settings import FileStorage, StorageSettings
 from search.storages import STORAGES
+from search.study import check_ours
 
 
 def open_storage(settings: StorageSettings) -> BaseStorage:
@@ -24,10 +25,16 @@ def named(settings: StorageSettings) -> str:
 
 
 def find_study(settings: StorageSettings, name: str) -> optuna.Study | None:
-    """The study of a name, if it exists."""
+    """The study of a name, if it exists.
+
+    Raises:
+        FlowpruneError: something else made it, or the storage cannot be reached.
+    """
     if isinstance(settings, FileStorage) and not Path(settings.path).exists():
         return None
     storage = open_storage(settings)
     if name not in optuna.get_all_study_names(storage):
         return None
-    return optuna.load_study(study_name=name, storage=storage)
+    study = optuna.load_study(study_name=name, storage=storage)
+    check_ours(study)
+    return study

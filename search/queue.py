@@ -12,6 +12,8 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from search.optuna_internals import set_attribute, set_state
+
 AHEAD = 8  # slots that wait at a time
 
 
@@ -60,7 +62,7 @@ def claim(
     start = place % max(1, len(waiting))
     for trial in waiting[start:] + waiting[:start]:
         try:
-            if not study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+            if not set_state(study, trial, TrialState.RUNNING):
                 continue
         except UpdateFinishedTrialError:
             continue
@@ -72,13 +74,13 @@ def claim(
         _queue_next(study, trials, trial, target)
         if not _is_surplus(trials, trial):
             return trial
-        study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        set_state(study, trial, TrialState.FAIL)
     return None
 
 
 def _sign(study: optuna.Study, trial: FrozenTrial, worker: Mapping[str, str]) -> None:
     for name, value in worker.items():
-        study._storage.set_trial_user_attr(trial._trial_id, name, value)
+        set_attribute(study, trial, name, value)
 
 
 def put_back(study: optuna.Study, trial: FrozenTrial, target: int, reason: str) -> bool:
@@ -94,8 +96,8 @@ def put_back(study: optuna.Study, trial: FrozenTrial, target: int, reason: str) 
         False if it had ended, or somebody else put it back.
     """
     try:
-        study._storage.set_trial_user_attr(trial._trial_id, "error", reason)
-        study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        set_attribute(study, trial, "error", reason)
+        set_state(study, trial, TrialState.FAIL)
     except UpdateFinishedTrialError:
         return False
     trials = study.get_trials(deepcopy=False)

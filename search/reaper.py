@@ -18,6 +18,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from search.optuna_internals import set_attribute
 from search.queue import put_back
 
 BEAT_SECONDS = 10.0
@@ -59,7 +60,7 @@ def heartbeat(study: optuna.Study, trial: FrozenTrial, seconds: float = BEAT_SEC
         while not stop.wait(seconds):
             beats += 1
             with contextlib.suppress(Exception):  # the trial's own calls meet the same trouble, and say it
-                study._storage.set_trial_user_attr(trial._trial_id, "heartbeat", beats)
+                set_attribute(study, trial, "heartbeat", beats)
 
     threading.Thread(target=beat, name="flowprune-heartbeat", daemon=True).start()
     try:

@@ -48,9 +48,11 @@ def open_study(
         guesses: see :func:`make_sampler`.
 
     Raises:
-        FlowpruneError: it exists with other settings.
+        FlowpruneError: it exists with other settings, or something else made it.
     """
     existing = name in optuna.get_all_study_names(storage)
+    if existing:
+        check_ours(optuna.load_study(study_name=name, storage=storage))
     trials = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False) if existing else []
     begun = sum(trial.state != TrialState.WAITING for trial in trials)
     own_seed = int(np.random.SeedSequence([seed, begun, worker]).generate_state(1)[0])
@@ -64,7 +66,7 @@ def open_study(
     )
     known = study.user_attrs.get("settings")
     plain = json.loads(json.dumps(settings, default=str))
-    if known is None:
+    if not isinstance(known, Mapping):
         study.set_user_attr("settings", plain)
         study.set_metric_names([objective_name(study), "spent"][:objectives])  # what optuna-dashboard calls them
     elif known != plain:
@@ -72,6 +74,18 @@ def open_study(
         was = ", ".join(f"{key} was {known.get(key)} and is {plain.get(key)}" for key in changed)
         raise FlowpruneError(f"Study {name!r} exists with other settings ({was}): choose another study=NAME.")
     return study
+
+
+def check_ours(study: optuna.Study) -> None:
+    """Refuse a study that something else made under this name.
+
+    Raises:
+        FlowpruneError: it has something, and no settings of ours.
+    """
+    ours = isinstance(study.user_attrs.get("settings"), Mapping)
+    begun = study.user_attrs or study.get_trials(deepcopy=False)  # else another worker is making it
+    if begun and not ours:
+        raise FlowpruneError(f"Study {study.study_name!r} was not made by flowprune: choose another study=NAME.")
 
 
 def done_trials(study: optuna.Study) -> list[FrozenTrial]:

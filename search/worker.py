@@ -3,9 +3,8 @@
 import math
 import random
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import copy
 from typing import Any
 
 import optuna
@@ -14,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from multimodal import FlowpruneError
 from search.objective import Objective
+from search.optuna_internals import claimed_trial
 from search.queue import claim, fill, put_back
 from search.reaper import Reaper, heartbeat, whoami
 from search.space import Space, flat_parameters
@@ -94,7 +94,7 @@ def run_worker(
             continue
         try:
             with heartbeat(study, claimed):
-                values = evaluate(optuna.Trial(as_read(study, known), claimed._trial_id))
+                values = evaluate(claimed_trial(study, claimed, known))
             told = study.tell(claimed.number, values, skip_if_finished=True)
         except UpdateFinishedTrialError:
             continue  # silent for so long that it was taken for dead, and the slot given to another worker
@@ -110,17 +110,6 @@ def run_worker(
         crashes = 0
         if told.state == TrialState.COMPLETE:
             on_end(told)
-
-
-def as_read(study: optuna.Study, trials: Sequence[FrozenTrial]) -> optuna.Study:
-    """A study for a sampler, which would read all trials that run again, twice: what hundreds of workers wait for."""
-    view = copy(study)
-
-    def read(deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False) -> list:
-        return [trial for trial in trials if states is None or trial.state in states]
-
-    view._get_trials = read  # type: ignore[method-assign]
-    return view
 
 
 class _ClearlyWorse(Exception):

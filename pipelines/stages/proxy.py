@@ -6,6 +6,7 @@ from multimodal import FlowpruneError
 from pipelines.console import console
 from pipelines.storage import named, open_storage
 from pipelines.workspace import Workspace
+from search.optuna_internals import proxy_server
 from search.storages.postgres import CONNECTIONS
 
 
@@ -19,10 +20,8 @@ def run(workspace: Workspace) -> None:
     if storage.kind != "postgres":
         raise FlowpruneError(f"stages=[proxy] serves a database, and storage is {storage.kind}: set storage=postgres.")
     try:
-        from optuna.storages._grpc.server import make_server
-
         threads = ThreadPoolExecutor(CONNECTIONS)
-        server = make_server(open_storage(storage), host, port, threads)
+        server = proxy_server(open_storage(storage), host, port, threads)
     except ImportError as error:
         raise FlowpruneError("stages=[proxy] needs grpcio: pip install 'flowprune[postgres]'.") from error
     except RuntimeError as error:

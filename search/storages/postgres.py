@@ -1,5 +1,6 @@
 """A study in PostgreSQL: many workers on many hosts."""
 
+import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from sqlalchemy import URL
@@ -33,6 +34,11 @@ def postgres_storage(host: str, port: int, database: str, user: str | None) -> B
         raise FlowpruneError("storage=postgres needs psycopg2: pip install 'flowprune[postgres]'.") from error
     except (SQLAlchemyError, StorageInternalError) as error:
         raise FlowpruneError(_refusal(error, where, database)) from error
+    except RuntimeError as error:
+        raise FlowpruneError(
+            f"The database {database} at {where} was made by another Optuna than {optuna.__version__}: optuna storage "
+            "upgrade --storage URL, or set storage.database."
+        ) from error
     return make_patient(get_storage(storage), where, _is_lost)
 
 

@@ -1,7 +1,9 @@
 """Studies: reproducible, resumed to the study's target, and nothing lost with a worker."""
 
+import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 from unittest.mock import Mock
 
@@ -266,3 +268,22 @@ def test_trials_carry_their_worker_and_config(tmp_path):
     assert attributes["worker"] == f"{HERE}:{os.getpid()}"
     assert attributes["parameters"]["query_threshold"] == attributes["config"]["method"]["query_threshold"]
     assert (attributes["retention"], attributes["kv_share"], attributes["samples"]) == (0.25, 0.3, 12)
+
+
+@pytest.mark.parametrize("made", [lambda study: study.ask(), lambda study: study.set_user_attr("settings", "theirs")])
+def test_a_study_that_something_else_made_is_refused(tmp_path, made):
+    storage = sqlite_storage(tmp_path / "studies.db")
+    made(optuna.create_study(study_name="theirs", storage=storage))
+    with pytest.raises(FlowpruneError, match="'theirs' was not made by flowprune: choose another study=NAME"):
+        open_study(storage, "theirs", {"model": "tiny"})
+
+
+def test_a_file_of_another_optuna_is_refused(tmp_path):
+    path = tmp_path / "studies.db"
+    sqlite_storage(path)
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("UPDATE version_info SET schema_version = 99")
+        database.execute("UPDATE alembic_version SET version_num = 'v9.9.0.a'")
+        database.commit()
+    with pytest.raises(FlowpruneError, match="was made by another Optuna than .*: optuna storage upgrade"):
+        sqlite_storage(path)
