@@ -47,7 +47,8 @@ KEYWORD = griffe.ParameterKind.keyword_only
 
 def _plain(annotation: Any) -> Any:
     """The type without what pydantic is told beside it."""
-    return re.sub(r"Annotated\[((?:[^\[\],]|\[[^\]]*\])+),.*\](?=$| \|)", r"\1", str(annotation))
+    text = re.sub(r"SerializeAsAny\[(\w+)\]", r"\1", str(annotation))
+    return re.sub(r"Annotated\[((?:[^\[\],]|\[[^\]]*\])+),.*\](?=$| \|)", r"\1", text)
 
 
 def _default(field: griffe.Attribute) -> str | None:
@@ -60,4 +61,4 @@ def _default(field: griffe.Attribute) -> str | None:
 def _one_a_line(found: re.Match[str]) -> str:
     """Names that share a line of a docstring, one a line: the last has what is said of all."""
     *others, last = found[2].split(", ")
-    return "".join(f"{found[1]}{name}: with {last}.\n" for name in others) + f"{found[1]}{last}: "
+    return "".join(f"{found[1]}{name}: as {last}.\n" for name in others) + f"{found[1]}{last}: "

@@ -156,7 +156,8 @@ def _first_sentence(kind: type) -> str:
 
 
 def _arguments(method: type[Method]) -> dict[str, str]:
-    sections = griffe.Docstring(inspect.getdoc(method) or "").parse("google", warn_unknown_params=False, warn_missing_types=False)
+    text = griffe.Docstring(inspect.getdoc(method) or "")
+    sections = text.parse("google", warn_unknown_params=False, warn_missing_types=False)
     listed = [section.value for section in sections if section.kind is griffe.DocstringSectionKind.parameters]
     return {each.name: " ".join(each.description.split()) for part in listed for each in part}
 

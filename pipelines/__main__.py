@@ -22,6 +22,7 @@ from pipelines.command_line import override_sentence, spelt_out
 from pipelines.console import console, quieten_libraries
 from pipelines.preconditions import check_preconditions
 from pipelines.settings import check_settings, register_resolvers
+from pipelines.stopping import TERMINATED, stop_on
 from pipelines.workspace import Workspace
 
 USER_ERROR, CRASH = 2, 70
@@ -69,6 +70,7 @@ def run_stages(workspace: Workspace) -> None:
 def main() -> None:
     """Entry point of ``flowprune``."""
     register_resolvers()
+    stop_on(TERMINATED)
     sys.argv[1:] = spelt_out(sys.argv[1:])
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise a bad override, which is said below in one sentence
     try:

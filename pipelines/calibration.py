@@ -8,7 +8,6 @@ from pathlib import Path
 from multimodal.evidence import VisionRequest, joined
 from pipelines.console import progress_bar
 from pipelines.data import Part, Sample, data_digest
-from pipelines.model import OpenedModel
 from pipelines.prompts import build_inputs
 from pipelines.space import method_choices
 from pipelines.workspace import Workspace
@@ -22,7 +21,7 @@ class Calibration:
 
     Args:
         folder: where they are.
-        data_digest: of images and questions.
+        data_digest: of all that is shown and said to the model.
         samples: memory-mapped.
     """
 
@@ -55,7 +54,6 @@ def observed(
             "evidence": sorted(map(repr, requests)),
             "inputs": keep_inputs,
             "normalization": opened.normalization,
-            "prompt": _template(opened),
         }
     )
     folder = Path(workspace.settings.cache) / key
@@ -71,7 +69,3 @@ def observed(
     if missing:
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     return Calibration(folder, data, [CalibrationSample.load(path) for path in paths])
-
-
-def _template(opened: OpenedModel) -> str | None:
-    return getattr(opened.processor, "chat_template", None)

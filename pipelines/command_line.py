@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
@@ -11,6 +12,7 @@ from pipelines.settings import MEASURES
 
 OPEN = ("method.fixed.", "method.ranges.", "method.untuned.parameters.")  # groups that hold any key
 TEXT = ("generate.question", "data.system", "data.prefix", "data.suffix")
+HOME = re.compile(r"(?:^|(?<=[\[,]))~(?=$|[/,\]])")  # at the start of a value, or of one in a list
 PATHS = (
     *("model.path", "data.path", "output", "cache", "storage.path"),
     *("generate.image", "generate.config", "maps.config", "benchmark.config"),
@@ -19,14 +21,20 @@ PATHS = (
 
 def spelt_out(arguments: list[str]) -> list[str]:
     """The command line as Hydra wants it: free text and paths in quotes, ``++`` before keys of groups that hold any
-    key, and a budget's own file.
+    key, a budget's own file, and the home folder for ``~``, which shells leave after an equals sign.
     """
+    arguments = [_at_home(argument) for argument in arguments]
     measures = [match[1] for argument in arguments if (match := re.match(r"budget\.(\w+)=", argument))]
     if measures and measures[0] in MEASURES[1:] and not any(argument.startswith("budget=") for argument in arguments):
         arguments = [f"budget={measures[0]}", *arguments]
     if not {"-m", "--multirun"} & set(arguments):  # where a comma separates runs
         arguments = [quoted(argument) for argument in arguments]
     return [f"++{argument}" if argument.startswith(OPEN) else argument for argument in arguments]
+
+
+def _at_home(argument: str) -> str:
+    key, _, value = argument.partition("=")
+    return argument if key in TEXT else f"{key}={HOME.sub(lambda _: str(Path.home()), value)}" if value else argument
 
 
 def quoted(argument: str) -> str:

@@ -21,6 +21,11 @@ def progress_bar() -> Progress:
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things in words: ``1 worker``, ``2 workers``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def quieten_libraries() -> None:
     """Leave the terminal to flowprune: no progress bars or notices of the libraries below, which this imports."""
     import optuna

@@ -1,7 +1,8 @@
-"""What a model answers to samples, and whether that is right."""
+"""What a model answers to samples, and what that is worth."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from itertools import groupby
 
 from multimodal import PruningConfig, prune
 from multimodal.runtime.report import SampleReport
@@ -9,6 +10,7 @@ from pipelines.console import progress_bar
 from pipelines.data import Sample
 from pipelines.model import OpenedModel
 from pipelines.prompts import build_inputs, greedy_answers
+from pipelines.scores import score
 
 BATCH = 32
 
@@ -28,19 +30,28 @@ def answer_all(
     reports: list[SampleReport] = []
     with progress_bar() as progress, prune(opened.model, config) if config else nullcontext() as pruner:
         task = progress.add_task(f"answering {name}", total=len(samples))
-        for start in range(0, len(samples), BATCH):
-            batch = samples[start : start + BATCH]
-            longest = max(len((sample.answer or "").split()) for sample in batch)
+        for batch in _batches(samples):
+            longest = max((len(answer.split()) for sample in batch for answer in sample.answers), default=0)
             found += greedy_answers(opened, build_inputs(opened, batch), max(16, 2 * longest))
             reports += pruner.report if pruner else []
             progress.advance(task, len(batch))
     return found, reports
 
 
-def is_right(answer: str, sample: Sample) -> bool:
-    """Whether an answer is the sample's own, but for case, spaces and full stops."""
-    return sample.answer is not None and _plain(answer) == _plain(sample.answer)
+def _batches(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
+    """In their order; processors take no batch in which only some have pictures, or videos."""
+    for _, alike in groupby(samples, lambda sample: (bool(sample.pictures), bool(sample.videos))):
+        group = list(alike)
+        for start in range(0, len(group), BATCH):
+            yield group[start : start + BATCH]
 
 
-def _plain(answer: str) -> str:
-    return " ".join(answer.lower().strip(" .").split())
+def grade(answer: str, sample: Sample, rule: str) -> float | None:
+    """What an answer is worth, in [0, 1]; None where no right one is known.
+
+    Args:
+        answer: the model's.
+        sample: has the right ones.
+        rule: how it is graded, as in ``data.score``.
+    """
+    return score(answer, sample.answers, rule) if sample.answers else None

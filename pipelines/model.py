@@ -1,5 +1,6 @@
 """The model a run works on, opened once a process."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from multimodal.loading import chosen_device
 from multimodal.runtime.watch import Normalization
 from pipelines.settings import ModelSettings
 from search.study import digest
+
+WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf"}
+WEIGHTS_BESIDE = (".index.json", "adapter_config.json")  # which say what of the weights is used
+OF_A_CALL = ("padding", "truncation")  # which a tokenizer keeps of its last call
 
 
 @dataclass(frozen=True)
@@ -33,15 +38,34 @@ class OpenedModel:
 
     @property
     def identity(self) -> str:
-        """A digest of the weights' origin and the dtype, for caches."""
+        """A digest of all that changes what the model sees and says, for caches."""
         folder = Path(self.model.config._name_or_path)
-        files = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in folder.glob("*.safetensors"))
+        weights = (file for file in folder.glob("*") if file.suffix in WEIGHTS or file.name.endswith(WEIGHTS_BESIDE))
+        generation = getattr(self.model, "generation_config", None)
         return digest(
             {
                 "model": self.tuned_for.model_dump(),
-                "files": files,
+                "config": self.model.config.to_json_string(),
+                "generation": None if generation is None else generation.to_json_string(),
+                "files": sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in weights),
                 "dtype": str(self.model.dtype),
+                "processing": self.processing,
                 "transformers": transformers.__version__,
+            }
+        )
+
+    @property
+    def processing(self) -> str:
+        """A digest of what makes inputs of pictures and texts: the processor's settings, tokenizer and template."""
+        tokenizer = self.processor.tokenizer
+        fast = getattr(tokenizer, "backend_tokenizer", None)
+        words = json.loads(fast.to_str()) if fast is not None else {"vocabulary": tokenizer.get_vocab()}
+        return digest(
+            {
+                "processor": self.processor.to_json_string(),
+                "tokenizer": {name: own for name, own in words.items() if name not in OF_A_CALL},
+                "special": tokenizer.special_tokens_map,
+                "template": getattr(self.processor, "chat_template", None),
             }
         )
 

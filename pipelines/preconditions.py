@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from multimodal import FlowpruneError
-from pipelines.data.folder import folder_rows
+from pipelines.data.folder import read_folder
 from pipelines.workspace import Workspace
 
 ON_DATA = ("calibrate", "search", "validate", "maps", "compare")
@@ -18,10 +18,10 @@ def check_preconditions(workspace: Workspace) -> None:
     """
     settings = workspace.settings
     image = settings.generate.image
-    if "generate" in settings.stages and image is not None and not Path(image).is_file():
+    if "generate" in settings.stages and image is not None and not Path(image).expanduser().is_file():
         raise FlowpruneError(f"generate.image is {image}, which is no file: give the path of a picture.")
     if settings.data.source == "folder" and settings.data.path and set(ON_DATA) & set(settings.stages):
-        folder_rows(settings.data.path)
+        read_folder(settings.data.path, settings.data.columns)
     for stage in settings.stages:
         if stage == "search":
             return

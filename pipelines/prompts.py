@@ -1,28 +1,103 @@
 """From samples to a model's inputs, and from its outputs to answers."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import BatchFeature
 
+from multimodal import FlowpruneError
+from multimodal.families import Geometry
+from multimodal.layout import Layout
+from multimodal.runtime.calls import PIXELS
+from multimodal.runtime.watch import Modality
 from pipelines.data import Sample
+from pipelines.data.sample import Medium
+from pipelines.data.videos import Video
 from pipelines.model import OpenedModel
 
 
 def build_inputs(opened: OpenedModel, samples: Sequence[Sample]) -> BatchFeature:
-    """One batch, padded on the left, on the model's device and in its dtype."""
-    prompts = [_prompt(opened.processor, sample.question) for sample in samples]
-    inputs = opened.processor(
-        images=[[sample.image] for sample in samples], text=prompts, padding=True, return_tensors="pt"
-    )
+    """One batch, padded on the left, on the model's device and in its dtype.
+
+    Raises:
+        FlowpruneError: the processor or its chat template takes a sample not; names it.
+    """
+    try:
+        inputs = _processed(opened.processor, samples)
+    except (FlowpruneError, MemoryError):
+        raise
+    except Exception as error:  # of the processor's own code
+        if len(samples) > 1:
+            for sample in samples:  # whichever is refused alone is named
+                build_inputs(opened, [sample])
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise FlowpruneError(
+            f"{samples[0].where}: the model's processor refuses it ({reason}): change it or drop the row."
+        ) from error
     return inputs.to(opened.model.device, dtype=opened.model.dtype)
 
 
-def _prompt(processor: Any, question: str) -> str:
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+def _processed(processor: Any, samples: Sequence[Sample]) -> BatchFeature:
+    prompts = [_prompt(processor, sample) for sample in samples]
+    given: dict[str, Any] = {}
+    if any(sample.pictures for sample in samples):
+        given["images"] = [[picture.shown() for picture in sample.pictures] for sample in samples]
+    if any(sample.videos for sample in samples):
+        given |= _frames(processor, samples)
+    bos = getattr(processor.tokenizer, "bos_token", None)
+    if bos and prompts[0].startswith(bos):  # which the tokenizer would write again
+        given["add_special_tokens"] = False
+    return processor(text=prompts, padding=True, return_tensors="pt", **given)
+
+
+def _frames(processor: Any, samples: Sequence[Sample]) -> dict[str, Any]:
+    """The videos with what the processor's own rule chooses frames by."""
+    if getattr(processor, "video_processor", None) is None:
+        where = next(sample.where for sample in samples if sample.videos)
+        raise FlowpruneError(f"{where} has a video, and this model takes pictures only: drop the row.")
+    videos = [[video.frames() for video in sample.videos] for sample in samples]
+    if any(isinstance(frames, str) for own in videos for frames in own):
+        return {"videos": videos}
+    metadata = [
+        [
+            {
+                "total_num_frames": len(frames),
+                "frames_indices": list(range(len(frames))),  # where the rule is to take all
+                "fps": video.fps,
+                "duration": len(frames) / (video.fps or 1),
+            }
+            for frames, video in zip(own, sample.videos, strict=True)
+        ]
+        for own, sample in zip(videos, samples, strict=True)
+    ]
+    return {"videos": videos, "video_metadata": metadata}
+
+
+def _prompt(processor: Any, sample: Sample) -> str:
+    messages = [{"role": turn.role, "content": [_content(part) for part in turn.parts]} for turn in sample.turns]
+    known = str(getattr(processor, "chat_template", ""))
+    for name in sample.template:
+        if not re.search(rf"\b{re.escape(name)}\b", known):
+            raise FlowpruneError(f"data.template.{name} is no option of this model's chat template: leave it out.")
+    return processor.apply_chat_template(messages, add_generation_prompt=True, **sample.template)
+
+
+def _content(part: str | Medium) -> dict[str, str]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "video" if isinstance(part, Video) else "image"}
+
+
+def shown_layouts(geometry: Geometry, inputs: Mapping[str, Any]) -> list[Layout]:
+    """The layouts of all pictures, then all videos, of a processor's output."""
+    read: dict[Modality, Callable[[Mapping[str, Any]], list[Layout]]] = {
+        "image": geometry.layouts,
+        "video": geometry.video_layouts,
+    }
+    return [layout for modality, pixels in PIXELS.items() if pixels in inputs for layout in read[modality](inputs)]
 
 
 @torch.inference_mode()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import optuna
 
-from pipelines.console import console
+from pipelines.console import console, counted
 from pipelines.figures.front import plot_front
 from pipelines.figures.parameters import plot_importance, plot_parallel
 from pipelines.figures.search_history import plot_search
@@ -25,9 +25,10 @@ def conclude(workspace: Workspace, study: optuna.Study) -> None:
     keep_with_study(workspace, [write_settings(workspace), *write_results(workspace, study)])
     for part in workspace.each_budget():
         keep_with_study(part, [part.tuned])
-    for best in best_trials(study).values():
+    for budget, best in best_trials(study).items():
+        own = [trial for trial in done_trials(study) if spent(trial).asked == budget]
         console.print(
-            f"best of {len(done_trials(study))} trials: discrepancy {discrepancy(best):.4f} at {spent(best).measure} "
+            f"best of {counted(len(own), 'trial')}: discrepancy {discrepancy(best):.4f} at {spent(best).measure} "
             f"{spent(best).met:.4g} (trial {best.number})"
         )
 

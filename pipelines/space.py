@@ -1,6 +1,6 @@
 """The search space of the settings."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from multimodal.families import Geometry
 from multimodal.methods import method_named
 from multimodal.runtime.watch import Normalization
 from pipelines.console import console
+from pipelines.prompts import shown_layouts
 from pipelines.settings import Settings
 from search.budget import BudgetUnreachableError, Cost, share_of
 from search.choice import MethodChoice
@@ -121,10 +122,10 @@ def _first_inner_layer(geometry: Geometry, method: str) -> int:
     return max(1, geometry.deepstack_layers, method_named(method).first_layer)
 
 
-def prompts_of(geometry: Geometry, inputs: Sequence[Mapping[str, Tensor]]) -> Workload:
+def prompts_of(geometry: Geometry, inputs: Iterable[Mapping[str, Tensor]]) -> Workload:
     """What prompts cost, from a processor's output for each alone."""
     prompts = []
     for each in inputs:
-        layouts = geometry.layouts(each)
+        layouts = shown_layouts(geometry, each)
         prompts.append((layouts, each["input_ids"].shape[1] - sum(layout.visual_tokens for layout in layouts)))
     return Workload(geometry.text_config, prompts)

@@ -14,6 +14,8 @@ from pipelines.workspace import Workspace
 from search.credentials import masked
 from search.tracking import StudyRuns, Tracker, keep_files, open_store, register, trials_page
 
+CANCELLED = "KILLED"  # MLflow's word
+
 
 def study_runs(workspace: Workspace, study: optuna.Study) -> StudyRuns:
     """The study's runs in the settings' tracking store."""
@@ -84,6 +86,9 @@ def tracked(workspace: Workspace, study: optuna.Study, beside_others: bool = Fal
     try:
         yield tracker
         status = "FINISHED"
+    except KeyboardInterrupt:
+        status = CANCELLED
+        raise
     finally:
         end_tracking(workspace, tracker, status)
 

@@ -51,6 +51,7 @@ def join(workspace: Workspace, worker: int = 0) -> Search:
     space = make_space(workspace.settings, opened.modules.geometry, objective.workload, opened.normalization, latency)
     description = space.describe() | {
         "model": opened.tuned_for.model_dump(),
+        "processor": opened.processing,
         "data": calibration.data_digest,
         "samples": len(calibration.samples),
         "seed": workspace.settings.seed,
@@ -87,7 +88,7 @@ def check_budget(workspace: Workspace) -> None:
     if len(method_choices(settings)) > 1 or settings.budget.measure == "latency_ms":
         return  # leaves out those that cannot meet it; needs measurements
     opened = workspace.model
-    inputs = [build_inputs(opened, [sample]) for sample in workspace.samples("calibration")]
+    inputs = (build_inputs(opened, [sample]) for sample in workspace.samples("calibration"))
     make_space(settings, opened.modules.geometry, prompts_of(opened.modules.geometry, inputs), opened.normalization)
 
 

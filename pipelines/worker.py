@@ -3,23 +3,20 @@
 ``python -m pipelines.worker SETTINGS.json NUMBER``; what it prints last says how it ended.
 """
 
-import signal
 import sys
 import traceback
 from pathlib import Path
-from types import FrameType
 
 from multimodal import FlowpruneError
 from pipelines.cluster.last_words import DONE, ERROR, STOPPED
 from pipelines.console import quieten_libraries
 from pipelines.extensions import load_extensions
 from pipelines.settings import Settings
+from pipelines.stopping import OF_A_CLUSTER, stop_on
 from pipelines.tracking import tracked
 from pipelines.trials import join, work
 from pipelines.workspace import Workspace
 from search.worker import interruptible
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # cancelled; preempted, or out of time (submitit)
 
 
 def run(workspace: Workspace, worker: int) -> None:
@@ -41,8 +38,7 @@ def run(workspace: Workspace, worker: int) -> None:
 def main() -> None:
     """Entry point."""
     quieten_libraries()
-    for number in SIGNALS:
-        signal.signal(number, _stop)
+    stop_on(OF_A_CLUSTER)
     try:
         settings = Settings.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
         load_extensions(settings.extensions)
@@ -55,12 +51,6 @@ def main() -> None:
         traceback.print_exc()
         sys.exit(f"\n{ERROR}{type(error).__name__}: {error}")
     print(f"\n{DONE}")
-
-
-def _stop(number: int, _: FrameType | None) -> None:
-    for further in SIGNALS:  # Slurm sends several
-        signal.signal(further, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -2,15 +2,18 @@
 
 A worker beats: while a trial runs it counts up one of the trial's attributes. Whoever looks counts his own looks at
 which nothing had changed, so that neither the hosts' clocks nor an outage of the storage makes a live worker look dead.
-On the worker's own host its process is asked for, and death is seen at once.
+Where process ids mean the same as for the worker, its process is asked for, and death is seen at once.
 """
 
 import contextlib
+import hashlib
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -20,7 +23,22 @@ from search.queue import put_back
 BEAT_SECONDS = 10.0
 LOOKS = 6  # at which nothing had changed: dead
 
-HOST = socket.gethostname()
+
+def place() -> str | None:
+    """Where process ids mean what they mean here: the host, its boot and its PID namespace, which containers of one
+    host name do not share; None where the operating system cannot tell.
+    """
+    if not sys.platform.startswith("linux"):
+        return socket.gethostname()
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        space = f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return None
+    return f"{socket.gethostname()}/{hashlib.sha256(space.encode()).hexdigest()[:6]}"
+
+
+HERE = place()
 
 
 def whoami() -> dict[str, str]:
@@ -28,7 +46,7 @@ def whoami() -> dict[str, str]:
     array, task = (os.environ.get(f"SLURM_ARRAY_{what}_ID") for what in ("JOB", "TASK"))
     of_slurm = os.environ.get("SLURM_JOB_ID") if array is None else f"{array}_{task}"
     job = os.environ.get("FLOWPRUNE_JOB", of_slurm)
-    return {"worker": f"{HOST}:{os.getpid()}"} | ({} if job is None else {"job": job})
+    return {"worker": f"{HERE or socket.gethostname()}:{os.getpid()}"} | ({} if job is None else {"job": job})
 
 
 @contextlib.contextmanager
@@ -66,11 +84,12 @@ class Reaper:
         self._looked = -float("inf")
         self._seen: dict[int, tuple[object, int]] = {}  # trial: what it last showed, looks that saw the same
 
-    def reap(self, trials: Sequence[FrozenTrial]) -> list[int]:
+    def reap(self, trials: Sequence[FrozenTrial], reason: str = "its worker died") -> list[int]:
         """Fail dead workers' trials and queue them again.
 
         Args:
             trials: of the study, as it is.
+            reason: kept with those trials.
 
         Returns:
             Their numbers.
@@ -82,7 +101,6 @@ class Reaper:
             self._looked = now
             self._seen = {trial.number: self._look(trial) for trial in running}
             dead += [t for t in running if t not in dead and self._seen[t.number][1] >= LOOKS]
-        reason = "its worker died"
         return [trial.number for trial in dead if put_back(self._study, trial, self._target, reason)]
 
     def _look(self, trial: FrozenTrial) -> tuple[object, int]:
@@ -92,9 +110,9 @@ class Reaper:
 
 
 def is_dead_here(trial: FrozenTrial) -> bool:
-    """Whether a running trial's worker was a process of this host that is gone, or this one, which is not at it."""
-    host, _, process = trial.user_attrs.get("worker", "").rpartition(":")
-    return host == HOST and not _alive(int(process))
+    """Whether a running trial's worker was a process of this place that is gone, or this one, which is not at it."""
+    where, _, process = trial.user_attrs.get("worker", "").rpartition(":")
+    return HERE is not None and where == HERE and not _alive(int(process))
 
 
 def _alive(process: int) -> bool:

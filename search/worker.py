@@ -157,5 +157,5 @@ def interruptible(study: optuna.Study, trials: int) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        Reaper(study, trials).reap(study.get_trials(deepcopy=False))
+        Reaper(study, trials).reap(study.get_trials(deepcopy=False), "its worker was stopped")
         raise

@@ -68,11 +68,11 @@ def proxy(postgres) -> Iterator[dict]:
     command = [sys.executable, "-m", "pipelines", "stages=[proxy]", "storage=postgres", *options, f"proxy.port={port}"]
     server = subprocess.Popen(command, cwd=postgres.folder, env=os.environ | {"PYTHONPATH": str(ROOT)})
     try:
-        engines.wait_until(lambda: engines.answers(port), 180, "the proxy's answer")
+        engines.wait_until(lambda: engines.answers(port), engines.SECONDS, "the proxy's answer")
         yield {"host": "127.0.0.1", "port": port}
     finally:
         server.terminate()
-        server.wait(20)
+        server.wait(engines.SECONDS)
 
 
 @pytest.fixture(scope="session")

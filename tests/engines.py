@@ -23,6 +23,7 @@ POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 SLURM = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
 RAY = Path(sys.executable).with_name("ray")
 PASSWORD = "s3cret-of-tests"
+SECONDS = 180  # in which a server must answer, on a loaded machine with one core
 
 
 def free_port() -> int:
@@ -32,6 +33,7 @@ def free_port() -> int:
 
 
 def wait_until(happened: Callable[[], bool], seconds: float, what: str) -> None:
+    """Wait for what is meant; how long is a bound for a loaded machine with one core, not what it takes."""
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline, f"{what} did not happen in {seconds} s"
@@ -80,14 +82,14 @@ class Postgres:
                     self._server = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, **self._user)
             return answers(self.port)
 
-        wait_until(up, 30, "PostgreSQL's answer")
+        wait_until(up, SECONDS, "PostgreSQL's answer")
 
     def create_database(self) -> None:
         """Wait for it to let us in, and make the database."""
         environment = os.environ | {"PGPASSWORD": PASSWORD}
         command = [POSTGRES[-1] / "createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "flowprune", "flowprune"]
         wait_until(
-            lambda: subprocess.run(command, env=environment, capture_output=True).returncode == 0, 30, "createdb"
+            lambda: subprocess.run(command, env=environment, capture_output=True).returncode == 0, SECONDS, "createdb"
         )
 
     def kill(self) -> None:
@@ -99,7 +101,7 @@ class Postgres:
     def stop(self) -> None:
         if self._server is not None and self._server.poll() is None:
             self._server.send_signal(signal.SIGINT)
-            self._server.wait(30)
+            self._server.wait(SECONDS)
 
 
 @contextlib.contextmanager
@@ -175,7 +177,7 @@ def slurm() -> Iterator[dict[str, str]]:
             stack.callback(_stop, daemon)
 
         start(*munge)
-        wait_until((folder / "munge.socket").exists, 20, "munge's socket")
+        wait_until((folder / "munge.socket").exists, SECONDS, "munge's socket")
         start("slurmctld", "-D")
         for node in ("n1", "n2"):
             start("slurmd", "-D", "-N", node)
@@ -185,9 +187,9 @@ def slurm() -> Iterator[dict[str, str]]:
             asked = subprocess.run(idle, env=os.environ | environment, capture_output=True, text=True)
             return asked.stdout.strip() == "2"
 
-        wait_until(ready, 30, "two idle Slurm nodes")
+        wait_until(ready, SECONDS, "two idle Slurm nodes")
         yield environment
-        subprocess.run(["scancel", "--me"], env=os.environ | environment, timeout=20)
+        subprocess.run(["scancel", "--me"], env=os.environ | environment, timeout=SECONDS)
 
 
 @contextlib.contextmanager
@@ -218,13 +220,13 @@ def ray() -> Iterator[dict[str, str]]:
         def ready() -> bool:
             with contextlib.suppress(requests.RequestException):
                 header = {"Authorization": f"Bearer {token}"}
-                return requests.get(f"{address}/api/v0/nodes", headers=header, timeout=5).text.count("ALIVE") == 2
+                return requests.get(f"{address}/api/v0/nodes", headers=header, timeout=SECONDS).text.count("ALIVE") == 2
             return False
 
         start(*head)
-        wait_until(lambda: answers(port, "127.0.0.2"), 60, "the answer of Ray's head")
+        wait_until(lambda: answers(port, "127.0.0.2"), SECONDS, "the answer of Ray's head")
         start(f"--address=127.0.0.2:{port}", "--node-ip-address=127.0.0.3")
-        wait_until(ready, 60, "two nodes of Ray")
+        wait_until(ready, SECONDS, "two nodes of Ray")
         yield environment | {"RAY_API_SERVER_ADDRESS": address}
 
 

@@ -42,7 +42,7 @@ class MlflowServer:
         deadline = time.monotonic() + SECONDS
         while True:
             try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
+                urllib.request.urlopen(f"{self.uri}/health", timeout=SECONDS).close()
                 return
             except OSError:
                 log = (self.folder / "server.log").read_text()

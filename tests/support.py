@@ -1,6 +1,6 @@
-"""The README's table of what the contract suites really ran: family × kind of prompt × attention backend.
+"""The table in docs/families.md of what the contract suites really ran: family × kind of prompt × attention backend.
 
-Tests say what they prove with ``record_property("support", …)``; ``pytest --support README.md`` writes the table.
+Tests say what they prove with ``record_property("support", …)``; ``pytest --support docs/families.md`` writes the table.
 """
 
 import re
@@ -8,17 +8,12 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from contracts import BACKENDS
-from transformers import PreTrainedModel
+
+from multimodal.testing.contracts import BACKENDS
 
 KINDS = ("image", "several images", "video", "batch", "chat")
 SHOWN = {"fake_flash": "flash"}
 BEGIN, END = "<!-- support: written by `make support` -->", "<!-- support ends -->"
-
-
-def claim(model: PreTrainedModel, kind: str, attention: str, refusal: str | None) -> tuple[str, tuple[str, ...]]:
-    """What a passed test shows of a tiny model: that it ran, or why not."""
-    return "support", (model.config.model_type, kind, attention, refusal or "")
 
 
 class Table:

@@ -101,8 +101,10 @@ def test_a_method_page_is_made_from_its_class(monkeypatch):
     import generated
 
     lines = list(generated.reference("prumerge"))
-    start = lines.index("- **`uniform_share`**: share of the kept tokens (without the sum of the dropped) that lie evenly, "
-                        "rounded down.  ")
+    start = lines.index(
+        "- **`uniform_share`**: share of the kept tokens (without the sum of the dropped) that lie evenly, "
+        "rounded down.  "
+    )
     assert lines[start + 1] == "  number ≥ 0, ≤ 1 · default `0.0` · searched from 0 to 1, first 0 and 0.75"
     assert "| prumerge | 85.8 | 39.2 | 24.2 | 55.6 |" in lines  # docs/compare.md's tables
     assert [line.split("(")[0] for line in lines if line.startswith("- `")] == ["- `GlobalAttention", "- `VisionKeys"]

@@ -2,13 +2,14 @@
 
 import time
 from collections import Counter
+from collections.abc import Container
 
 import optuna
 from rich.markup import escape
 
 from multimodal import FlowpruneError
 from pipelines.cluster.launched import Launched
-from pipelines.console import console
+from pipelines.console import console, counted
 from pipelines.progress import study_progress
 from pipelines.settings import Settings
 from pipelines.workspace import Workspace
@@ -19,15 +20,22 @@ STUDY_SECONDS, WORKERS_SECONDS = 0.5, 2.0  # between looks
 STOP_SECONDS = 30  # that workers have to put their trials back
 
 
-def follow(workspace: Workspace, study: optuna.Study) -> None:
+def follow(workspace: Workspace, study: optuna.Study, own: Container[int] | None = None) -> None:
     """Show a study's progress until its target is met; workers that die lose no trial, those that fail say why.
+
+    Args:
+        workspace: of the run.
+        study: the study.
+        own: numbers of the workers that this command launched; why others failed before was said then. None: it
+            launched none.
 
     Raises:
         FlowpruneError: all workers are gone before that.
         KeyboardInterrupt: workers on this host are stopped then, others go on.
     """
     target, launched = workspace.settings.search.trials, Launched(workspace.workers)
-    reaper, said, look, standing = Reaper(study, target), set[int](), 0.0, ""
+    reaper, look, standing = Reaper(study, target), 0.0, ""
+    said = {number for number in launched.failed(launched.alive()) if own is None or number not in own}
     try:
         with study_progress(study, target) as show:
             while len(done_trials(study)) < target:
@@ -58,7 +66,7 @@ def _standing(states: list[str]) -> str:
     if not states:
         return "workers elsewhere"
     counts = sorted(Counter(states).items())
-    return ", ".join(f"{count} worker{'s' if count > 1 else ''} {state}" for state, count in counts)
+    return ", ".join(f"{counted(count, 'worker')} {state}" for state, count in counts)
 
 
 def _all_gone(study: optuna.Study, target: int, failed: dict[int, str]) -> str:
@@ -74,8 +82,9 @@ def _leave(settings: Settings, launched: Launched) -> None:
         launched.cancel()
         wait_for(launched)
         return
-    how = f"{len(launched.alive())} workers go on. Watch them with stages=[watch], stop them with stages=[cancel]."
-    console.print(how, markup=False)
+    count = len(launched.alive())
+    goes = f"{counted(count, 'worker')} {'goes' if count == 1 else 'go'} on."
+    console.print(f"{goes} Watch with stages=[watch], stop with stages=[cancel].", markup=False)
 
 
 def wait_for(launched: Launched) -> None:

@@ -17,5 +17,6 @@ def reason(log: Iterable[str]) -> str | None:
             last = line.strip()
     if last is None:
         words = [line.strip() for line in log if line.strip(" .\n")]
-        return f"it ended without a word, perhaps killed or out of memory; its log ends with {words[-1:] or 'nothing'}"
+        end = f"its log ends with {words[-1]!r}" if words else "its log is empty"
+        return f"it ended without a word, perhaps killed or out of memory; {end}"
     return last.removeprefix(ERROR) if last.startswith(ERROR) else None

@@ -66,12 +66,15 @@ class Launched:
             LAUNCHERS[worker.kind].cancel([worker.id])
 
 
-def launch(workspace: Workspace, trials: int) -> None:
+def launch(workspace: Workspace, trials: int) -> range:
     """Launch the cluster's workers for a study, beside those that it may have already.
 
     Args:
         workspace: of the run, whose settings the workers get as a file.
         trials: yet to be done; there are no more workers than that.
+
+    Returns:
+        Their numbers among the study's workers.
 
     Raises:
         FlowpruneError: the cluster refuses.
@@ -88,3 +91,4 @@ def launch(workspace: Workspace, trials: int) -> None:
     kind = settings.cluster.kind
     ids = LAUNCHERS[kind].launch(settings, launched.folder, numbers)
     launched.add([Worker(number, kind, id) for number, id in zip(numbers, ids, strict=True)])
+    return numbers

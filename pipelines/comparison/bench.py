@@ -12,11 +12,12 @@ from multimodal import PruningConfig
 from pipelines.comparison.contenders import Variant
 from pipelines.comparison.measured import Identity
 from pipelines.data import Sample, data_digest
-from pipelines.grading import is_right
+from pipelines.grading import grade
 from pipelines.model import OpenedModel
 from pipelines.prompts import build_inputs
 from pipelines.workspace import Workspace
 from search.latency import device_name
+from search.study import digest
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,15 @@ class Bench:
         """Where measurements are kept."""
         return self.workspace.comparison
 
+    @property
+    def _rule(self) -> str:
+        return self.workspace.settings.data.score
+
     @cached_property
     def data(self) -> str:
-        """A digest of the samples."""
-        return data_digest(self.samples)
+        """A digest of the samples and of how they are graded."""
+        graded = [list(sample.answers) for sample in self.samples]
+        return digest({"shown": data_digest(self.samples), "answers": graded, "score": self._rule})
 
     @cached_property
     def timed(self) -> list[Mapping[str, Tensor]]:
@@ -66,6 +72,6 @@ class Bench:
 
     def grade(self, answers: Sequence[str], reference: Sequence[str]) -> dict[str, Any]:
         """What a contender's answers are worth, beside the unpruned model's."""
-        right = [None if s.answer is None else is_right(a, s) for a, s in zip(answers, self.samples, strict=True)]
+        right = [grade(answer, sample, self._rule) for answer, sample in zip(answers, self.samples, strict=True)]
         agrees = [a == u for a, u in zip(answers, reference, strict=True)]
         return {"answers": list(answers), "right": right, "agrees": agrees}

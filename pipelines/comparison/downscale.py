@@ -1,13 +1,12 @@
 """The baseline before the tower: a smaller picture instead of fewer tokens."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from PIL import Image
 
 from pipelines.data import Sample
 from pipelines.model import OpenedModel
-from pipelines.prompts import build_inputs
+from pipelines.prompts import build_inputs, shown_layouts
 
 HALVINGS = 8  # of the interval in which the factor is sought
 FEWER = "fewer pixels and tokens"
@@ -35,19 +34,27 @@ def downscaled(opened: OpenedModel, samples: Sequence[Sample], share: float) -> 
 
 
 def _shrunk(opened: OpenedModel, sample: Sample, share: float) -> tuple[Sample, bool]:
+    def smaller(factor: float) -> Sample:
+        return sample.redrawn(lambda image: scaled(image, factor), f"scaled by {factor}")
+
     def tokens(factor: float) -> int:
-        return _tokens(opened, replace(sample, image=scaled(sample.image, factor)))
+        return _tokens(opened, smaller(factor))
 
     least = share**0.5 / 2  # tokens of a picture that is taken as it is fall with its area
     factor = largest_factor(tokens, share * _tokens(opened, sample), least)
     if factor is not None:
-        return replace(sample, image=scaled(sample.image, factor)), True
-    pixels = build_inputs(opened, [sample])["pixel_values"]
-    width, height = (pixels.shape[-1], pixels.shape[-2]) if pixels.ndim >= 4 else sample.image.size
-    small = sample.image.resize(
-        (max(1, round(width * share**0.5)), max(1, round(height * share**0.5))), Image.Resampling.BICUBIC
-    )
-    return replace(sample, image=small.resize(sample.image.size, Image.Resampling.BICUBIC)), False
+        return smaller(factor), True
+    inputs = build_inputs(opened, [sample])
+    pixels = inputs.get("pixel_values", inputs.get("pixel_values_videos"))
+    taken = (pixels.shape[-1], pixels.shape[-2]) if pixels.ndim >= 4 else None
+    return sample.redrawn(lambda image: blurred(image, taken or image.size, share), f"blurred to {share}"), False
+
+
+def blurred(image: Image.Image, size: tuple[int, int], share: float) -> Image.Image:
+    """A picture shrunk to that share of a size's area, and enlarged again to its own size."""
+    width, height = (max(1, round(side * share**0.5)) for side in size)
+    small = image.resize((width, height), Image.Resampling.BICUBIC)
+    return small.resize(image.size, Image.Resampling.BICUBIC)
 
 
 def largest_factor(tokens: Callable[[float], int], most: float, least: float) -> float | None:
@@ -77,5 +84,5 @@ def scaled(image: Image.Image, factor: float) -> Image.Image:
 
 
 def _tokens(opened: OpenedModel, sample: Sample) -> int:
-    layouts = opened.modules.geometry.layouts(build_inputs(opened, [sample]))
+    layouts = shown_layouts(opened.modules.geometry, build_inputs(opened, [sample]))
     return sum(layout.visual_tokens for layout in layouts)

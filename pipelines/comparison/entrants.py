@@ -50,8 +50,8 @@ def enter(workspace: Workspace, opened: OpenedModel) -> tuple[list[Entrant], dic
     """
     geometry = opened.modules.geometry
     samples = workspace.samples("calibration")
-    inputs = [dict(build_inputs(opened, [sample])) for sample in samples]
-    workload = prompts_of(geometry, inputs)
+    first = dict(build_inputs(opened, samples[:1]))
+    workload = prompts_of(geometry, (build_inputs(opened, [sample]) for sample in samples))
     entrants: list[Entrant] = []
     left_out: dict[str, str] = {}
     for method in methods_of(workspace.settings):
@@ -66,7 +66,7 @@ def enter(workspace: Workspace, opened: OpenedModel) -> tuple[list[Entrant], dic
                 published = None
                 if own.settings.method.untuned is not None:
                     published = untuned_config(own.settings.method, space)
-                    _try(opened, inputs[0], published)
+                    _try(opened, first, published)
                 entrants.append(Entrant(method, own, space, published))
         except FlowpruneError as error:
             if workspace.settings.compare.methods != ["all"]:

@@ -11,7 +11,7 @@ from multimodal.options import Measure
 from pipelines.comparison.contenders import Variant
 from search.study import digest
 
-FORMAT = 1  # of the files; part of their keys
+FORMAT = 2  # of the files; part of their keys
 
 
 class Identity(BaseModel):
@@ -52,7 +52,7 @@ class Measured(BaseModel):
         retention, flops_share, kv_share: of the unpruned model's, over all samples; retention and KV bytes as the
             runtime counted them while it answered, every early layer and merged token among them.
         answers: greedy.
-        right: whether each is; None where the answer is not known.
+        right: what each is worth, in [0, 1]; None where no right one is known.
         agrees: whether each is the unpruned model's.
         discrepancies: 1 − cosine similarity of the last prompt token's last hidden state.
         divergences: of the next token's distribution from the unpruned one's, in nats.
@@ -69,7 +69,7 @@ class Measured(BaseModel):
     flops_share: float
     kv_share: float
     answers: list[str]
-    right: list[bool | None]
+    right: list[float | None]
     agrees: list[bool]
     discrepancies: list[float]
     divergences: list[float]

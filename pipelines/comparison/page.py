@@ -8,7 +8,7 @@ from pathlib import Path
 from pipelines.comparison.contenders import DOWNSCALED, UNPRUNED
 from pipelines.comparison.provenance import how_it_was_made
 from pipelines.comparison.rows import Comparison, Row
-from pipelines.comparison.statistics import Interval
+from pipelines.comparison.statistics import RIGHT, Interval
 from pipelines.comparison.tables import correlation, points
 from pipelines.comparison.verdict import pruned, sentences
 from pipelines.figures.accuracy import accuracy_figure, pareto_figure
@@ -153,12 +153,16 @@ def _pictures(strips: Sequence[Strip]) -> str:
     for strip in strips:
         tiles = "".join(
             f"<div class='tile'><img src='{tile.picture}' alt='what {escape(tile.name)} sees'>{escape(tile.name)}<br>"
-            f"<span class='{ {True: 'right', False: 'wrong', None: 'soft'}[tile.right] }'>{escape(tile.answer)}</span>"
+            f"<span class='{_look(tile.right)}'>{escape(tile.answer)}</span>"
             "</div>"
             for tile in strip.tiles
         )
         found.append(f"<p><b>{escape(strip.question)}</b></p><div class='strip'>{tiles}</div>")
     return "".join(found)
+
+
+def _look(worth: float | None) -> str:
+    return "soft" if worth is None else "right" if worth >= RIGHT else "wrong"
 
 
 def _predictors(comparison: Comparison) -> str:

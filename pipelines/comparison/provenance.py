@@ -22,7 +22,7 @@ def how_it_was_made(settings: Settings, comparison: Comparison) -> str:
     facts = {
         "Model": f"{settings.model.path}, {settings.model.dtype}, attention {settings.model.attention}",
         "Data": f"{settings.data.source}, {settings.data.calibration} calibration and {settings.data.heldout} held-out "
-        f"samples, seed {settings.seed}",
+        f"samples, seed {settings.seed}; answers scored by {settings.data.score}",
         "Tuned": f"{settings.search.trials} trials each, sampler {settings.search.sampler}, least "
         f"{settings.search.objective} on the calibration samples, at most {settings.search.steps} steps"
         if settings.compare.tuned
@@ -50,6 +50,7 @@ def command(settings: Settings, comparison: Comparison) -> str:
         "flowprune stages=[compare]",
         f"model={settings.model.name}",
         f"data={settings.data.source}",
+        f"data.score={settings.data.score}",
         f"compare.methods=[{','.join(methods_of(settings))}]",
         f"compare.budgets=[{budgets}]",
         f"compare.tuned={tuned}",

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 LEVEL = 0.95  # of every interval
+RIGHT = 0.5  # score from which on an answer is called right
 FEWEST = 4  # contenders of which a rank correlation says anything
 
 
@@ -64,15 +65,16 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
     return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
 
 
-def hard_subset(unpruned: Sequence[bool | None], smaller: Sequence[bool | None]) -> list[int]:
+def hard_subset(unpruned: Sequence[float | None], smaller: Sequence[float | None]) -> list[int]:
     """Numbers of the samples that need more than a small picture: right unpruned, wrong with a picture that was
     downscaled to as many tokens as are kept.
 
     Args:
-        unpruned: whether each answer of the unpruned model is right; None where that is not known.
+        unpruned: what each answer of the unpruned model is worth, right from a half on; None where that is not known.
         smaller: the same with downscaled pictures.
     """
-    return [n for n, (full, small) in enumerate(zip(unpruned, smaller, strict=True)) if full and small is False]
+    pairs = enumerate(zip(unpruned, smaller, strict=True))
+    return [n for n, (full, small) in pairs if full is not None and small is not None and full >= RIGHT > small]
 
 
 def by_kind(scores: Sequence[float], kinds: Sequence[str | None]) -> Mapping[str, float]:

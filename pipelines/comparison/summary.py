@@ -83,9 +83,9 @@ class _Tests:
     seconds: float
 
     def scores(self, measured: Measured) -> NDArray[np.float64]:
-        """1 where a contender is right, or agrees where no answer is known ``[samples]``."""
+        """What a contender's answers are worth; where no right one is known, 1 for each that agrees ``[samples]``."""
         values = measured.right if self.known else measured.agrees
-        return np.array([float(bool(values[number])) for number in self.numbers])
+        return np.array([float(values[number] or 0) for number in self.numbers])
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class _Subset:
     bootstrap: Bootstrap
 
     def interval(self, measured: Measured) -> Interval:
-        return self.bootstrap.interval([float(bool(measured.right[number])) for number in self.numbers])
+        return self.bootstrap.interval([measured.right[number] or 0.0 for number in self.numbers])
 
 
 def _rows(contenders: Sequence[Measured], tests: _Tests, subset: _Subset | None) -> list[Row]:

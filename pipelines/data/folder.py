@@ -1,39 +1,39 @@
-"""A folder of image files and one JSONL file: image, question and, where known, answer and kind."""
+"""A folder of pictures, videos and one list of questions about them: a .jsonl file, or a .json file with one list."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
 from multimodal import FlowpruneError
+from pipelines.data.media import Origin
+from pipelines.data.rows import read_row
 from pipelines.data.sample import Sample
+from pipelines.settings import Columns
 
 
-def folder_rows(path: str) -> list[Callable[[], Sample]]:
-    """The rows of a folder, each to be read when called; every row and image is checked before.
+def read_folder(path: str, columns: Columns) -> list[Sample]:
+    """All rows of a folder, each checked; no picture is decoded.
+
+    Args:
+        path: of the folder.
+        columns: what the keys of a row are called.
 
     Raises:
         FlowpruneError: names the file and line that is wrong.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if not folder.is_dir():
         raise FlowpruneError(f"data.path {path} is not a folder: give one with image files and a .jsonl file.")
-    lists = sorted(folder.glob("*.jsonl"))
+    lists = sorted([*folder.glob("*.jsonl"), *folder.glob("*.json")])
     if len(lists) != 1:
-        raise FlowpruneError(f"{folder} holds {len(lists)} .jsonl files: put exactly one there.")
-    rows: list[Callable[[], Sample]] = []
-    for number, line in enumerate(_text(lists[0]).split("\n"), 1):
-        if line.strip():
-            rows.append(
-                partial(_sample, folder, _checked(line, f"{lists[0]}:{number}", folder), f"{lists[0]}:{number}")
-            )
+        names = f" ({', '.join(file.name for file in lists)})" if lists else ""
+        raise FlowpruneError(f"{folder} holds {len(lists)} .jsonl or .json files{names}: put exactly one there.")
+    [file] = lists
+    rows = list(_lines(file) if file.suffix == ".jsonl" else _items(file))
     if not rows:
-        raise FlowpruneError(f"{lists[0]} is empty: write one JSON object a line, with image and question.")
-    return rows
+        raise FlowpruneError(f"{file} is empty: write one JSON object a line, with image and question.")
+    return [read_row(row, columns, Origin(where, [folder])) for where, row in rows]
 
 
 def _text(path: Path) -> str:
@@ -43,48 +43,28 @@ def _text(path: Path) -> str:
         raise FlowpruneError(f"{path} is not readable UTF-8 text ({error}): save it as UTF-8.") from error
 
 
-def _checked(line: str, where: str, folder: Path) -> dict[str, Any]:
+def _lines(file: Path) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(_text(file).split("\n"), 1):
+        if line.strip():
+            try:
+                yield f"{file}:{number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise FlowpruneError(f"{file}:{number} is not JSON ({error.msg}): write one object a line.") from error
+
+
+def _items(file: Path) -> Iterator[tuple[str, Any]]:
     try:
-        row = json.loads(line)
+        rows = json.loads(_text(file) or "[]")
     except json.JSONDecodeError as error:
-        raise FlowpruneError(f"{where} is not JSON ({error.msg}): write one object a line.") from error
-    for key in ("image", "question"):
-        if not isinstance(row, dict) or not isinstance(row.get(key), str) or not row[key].strip():
-            raise FlowpruneError(f"{where} has no {key}: every row needs an image and a question.")
-    if not (folder / row["image"]).is_file():
-        raise FlowpruneError(
-            f"{where} names the image {row['image']}, which is not in {folder}: add it or drop the row."
-        )
-    return row
+        raise FlowpruneError(f"{file}:{error.lineno} is not JSON ({error.msg}): write one list of objects.") from error
+    if not isinstance(rows, list):
+        raise FlowpruneError(f"{file} holds no list: write one list of objects with image and question.")
+    for number, row in enumerate(rows, 1):
+        yield f"{file} item {number}", row
 
 
-def _sample(folder: Path, row: dict[str, Any], where: str) -> Sample:
-    answer, kind = row.get("answer"), row.get("kind")
-    image = open_image(folder / row["image"], where)
-    return Sample(image, row["question"], None if answer is None else str(answer), None if kind is None else str(kind))
-
-
-def open_image(path: Path, where: str) -> Image.Image:
-    """Read an image as RGB.
-
-    Raises:
-        FlowpruneError: it cannot be read; names it and where it is used.
-    """
-    with _readable(path, where) as image:
-        return image.convert("RGB")
-
-
-@contextmanager
-def _readable(path: Path, where: str) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path) as image:
-            yield image
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise FlowpruneError(f"{where}: the image {path} cannot be read: replace it or drop the row.") from error
-
-
-def write_folder(samples: list[Sample], path: Path) -> None:
-    """Write samples as such a folder."""
+def write_folder(samples: Sequence[Sample], path: Path) -> None:
+    """Write samples of one picture each as such a folder."""
     path.mkdir(parents=True, exist_ok=True)
     with (path / "samples.jsonl").open("w", encoding="utf-8") as file:
         for number, sample in enumerate(samples):

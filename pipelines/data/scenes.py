@@ -61,7 +61,7 @@ def scenes(split: str, count: int, start: int = 0, background: Background | None
         scene = describe(rng)
         question = ask(scene, KINDS[index % len(KINDS)], rng)
         image = render(scene, background(split, index) if background else None)
-        yield Sample(image, question.text, question.answer, question.kind, question.regions)
+        yield Sample.asking(image, question.text, question.answer, kind=question.kind, regions=question.regions)
 
 
 def scene_rng(split: str, index: int) -> np.random.Generator:

@@ -1,6 +1,6 @@
 """One picture of one sample: the image, what the maps say of it, and what every step keeps."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from multimodal.recycling import cells_of
 from multimodal.runtime.report import SampleReport
 from multimodal.runtime.sinks import language_sinks
 from pipelines.data import Sample
+from pipelines.data.sample import Medium
+from pipelines.data.videos import Video
 from pipelines.figures.panels import draw_image, draw_kept, draw_map, grid_maps, place_on_grids, save_panels
 from pipelines.model import OpenedModel
 from pipelines.prompts import build_inputs
@@ -52,7 +54,7 @@ def write_overlay(opened: OpenedModel, sample: Sample, config: PruningConfig, pa
 def overlay_panels(
     opened: OpenedModel, sample: Sample, config: PruningConfig, name: str = "image"
 ) -> list[list[Callable[[Axes], None]]]:
-    """What :func:`write_overlay` draws: a row for each of the image's grids.
+    """What :func:`write_overlay` draws: a row for each grid of each image, and each moment of a video.
 
     Args:
         opened: the model.
@@ -71,19 +73,32 @@ def overlay_panels(
     with prune(opened.model, config) as pruner:
         opened.modules.base(**inputs, use_cache=False)
         report = pruner.report[0]
-    layout = seen.layouts[0]
     answers = token_evidence(geometry, [*shown.values(), *asked], seen.layouts, seen.evidence)
-    by_patch: dict[Request, Tensor] = {request: own[0][layout.patch_index] for request, own in answers.items()}
-    maps = {title: grid_maps(by_patch[request], layout) for title, request in shown.items()}
-    sinks = language_sinks(opened.modules, inputs)[seen.visual_index(0)[layout.patch_index]]
-    maps["sinks of the language model"] = grid_maps(sinks, layout)
-    tokens = _tokens(seen, layout, config, by_patch)
+    sinks = language_sinks(opened.modules, inputs)
     at_once = len(asked) == len(config.method.evidence)  # what it looks at is there before the language model
-    if config.method.scores and asked and at_once:
-        maps[f"importance, {config.method.name}"] = grid_maps(config.method.score(tokens)[0], layout)
-    steps = _steps(config, seen, layout, report)
     panels: list[list[Callable[[Axes], None]]] = []
-    for grid, view in enumerate(_views(inputs["pixel_values"], layout, sample.image)):
+    for image, (layout, medium) in enumerate(zip(seen.layouts, sample.media, strict=True)):
+        by_patch: dict[Request, Tensor] = {request: own[image][layout.patch_index] for request, own in answers.items()}
+        maps = {title: grid_maps(by_patch[request], layout) for title, request in shown.items()}
+        own_sinks = sinks[seen.visual_index(image)[layout.patch_index]]
+        maps["sinks of the language model"] = grid_maps(own_sinks, layout)
+        if config.method.scores and asked and at_once:
+            tokens = _tokens(seen, image, config, by_patch)
+            maps[f"importance, {config.method.name}"] = grid_maps(config.method.score(tokens)[0], layout)
+        steps = _steps(config, seen, image, report)
+        titled = name if image == 0 else f"{name} {image + 1}"
+        panels += _rows(titled, _views(inputs, layout, medium), maps, steps)
+    return panels
+
+
+Step = tuple[str, list[np.ndarray], list[np.ndarray], list[np.ndarray] | None]
+
+
+def _rows(
+    name: str, views: Sequence[Image.Image], maps: Mapping[str, list[np.ndarray]], steps: Sequence[Step]
+) -> list[list[Callable[[Axes], None]]]:
+    panels = []
+    for grid, view in enumerate(views):
         row: list[Callable[[Axes], None]] = [
             partial(draw_image, image=view, title=name if grid == 0 else f"grid {grid}")
         ]
@@ -103,8 +118,12 @@ def overlay_panels(
     return panels
 
 
-def _views(pixels: Tensor, layout: Layout, image: Image.Image) -> list[Image.Image]:
-    """What each grid looks at: the picture as the processor resized it for the base view, as it was for tiles."""
+def _views(inputs: Mapping[str, Tensor], layout: Layout, medium: Medium) -> list[Image.Image]:
+    """What each grid looks at: a frame of the video, or the picture as the processor resized it for the base view, as
+    it was for tiles."""
+    if isinstance(medium, Video):
+        return medium.stills(len(layout.grids))
+    image, pixels = medium.shown(), inputs["pixel_values"]
     if pixels.ndim < 4:  # flattened patches of a picture that kept its proportions
         return [image] * len(layout.grids)
     height, width = pixels.shape[-2:]
@@ -112,24 +131,25 @@ def _views(pixels: Tensor, layout: Layout, image: Image.Image) -> list[Image.Ima
 
 
 def _tokens(
-    seen: CalibrationSample, layout: Layout, config: PruningConfig, by_patch: Mapping[Request, Tensor]
+    seen: CalibrationSample, image: int, config: PruningConfig, by_patch: Mapping[Request, Tensor]
 ) -> VisualTokens:
     """An image's prunable tokens before the language model, as a method sees them."""
+    layout = seen.layouts[image]
     return VisualTokens(
         0,
         layout,
         torch.arange(layout.patch_tokens).unsqueeze(0),
-        lambda: seen.embeds[seen.visual_index(0)][layout.patch_index].unsqueeze(0),
+        lambda: seen.embeds[seen.visual_index(image)][layout.patch_index].unsqueeze(0),
         lambda request: by_patch[config.seen_as(request)].unsqueeze(0),
     )
 
 
-def _steps(
-    config: PruningConfig, seen: CalibrationSample, layout: Layout, report: SampleReport
-) -> list[tuple[str, list[np.ndarray], list[np.ndarray], list[np.ndarray] | None]]:
-    """For each step: its name, the tokens left, how many each stands for, and the recycling cells of the first."""
+def _steps(config: PruningConfig, seen: CalibrationSample, image: int, report: SampleReport) -> list[Step]:
+    """For each step: its name, the tokens left of an image, how many each stands for, and the recycling cells of the
+    first."""
+    layout = seen.layouts[image]
     patch_at = torch.full((len(seen.is_visual),), -1)
-    patch_at[seen.visual_index(0)[layout.patch_index]] = torch.arange(layout.patch_tokens)
+    patch_at[seen.visual_index(image)[layout.patch_index]] = torch.arange(layout.patch_tokens)
     count = kept_counts(layout, config.schedule)[0] - len(layout.newlines)
     merging = config.merging
     cell = getattr(config.method, "recycling_cell", None) if merging is None else getattr(merging, "cell", None)
@@ -142,5 +162,6 @@ def _steps(
         sizes = torch.ones(layout.patch_tokens)
         sizes[index[index >= 0]] = stands_for[index >= 0]
         kept = place_on_grids(layout, index[index >= 0])
-        steps.append((f"{len(left)} tokens {where}", kept, grid_maps(sizes, layout), cells))
+        own = int(torch.isin(left, seen.visual_index(image)).sum())
+        steps.append((f"{own} tokens {where}", kept, grid_maps(sizes, layout), cells))
     return steps

@@ -71,7 +71,7 @@ def draw_kept(
 
 
 def _finish(axes: Axes, title: str) -> None:
-    axes.set_title(title, fontsize=9)
+    axes.set_title(title, fontsize=9, parse_math=False)  # questions have dollars
     axes.set_xticks([])
     axes.set_yticks([])
 
@@ -92,7 +92,7 @@ def save_panels(path: Path, title: str, panels: Sequence[Sequence[Callable[[Axes
             cell.axis("off")
         for cell, draw in zip(row, drawers, strict=False):
             draw(cell)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)

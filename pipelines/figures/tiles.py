@@ -32,13 +32,13 @@ class Tile:
         name: of the contender.
         picture: JPEG, as a data URL.
         answer: what it said.
-        right: whether that is right; None where the answer is not known.
+        right: what that is worth, in [0, 1]; None where no right answer is known.
     """
 
     name: str
     picture: str
     answer: str
-    right: bool | None
+    right: float | None
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,16 @@ def draw_tiles(bench: Bench, comparison: Comparison, unpruned: Measured, pruned:
 
 @torch.inference_mode()
 def share_of_layers(opened: OpenedModel, sample: Sample, config: PruningConfig) -> NDArray[np.float64]:
-    """For each patch of a picture's first grid, the share of the language model's layers that see it
+    """For each patch of the first grid of what is shown first, the share of the language model's layers that see it
     ``[rows, columns]``."""
     inputs, geometry = build_inputs(opened, [sample]), opened.modules.geometry
-    layout = geometry.layouts(inputs)[0]
+    is_video = bool(sample.videos and sample.media[0] is sample.videos[0])
+    layout = (geometry.video_layouts if is_video else geometry.layouts)(inputs)[0]
+    placeholder = geometry.video_token_id if is_video else geometry.image_token_id
     with prune(opened.model, config) as pruner:
         opened.modules.base(**inputs, use_cache=False)
         kept = pruner.report[0].kept
-    visual = (inputs["input_ids"][0].cpu() == geometry.image_token_id).nonzero()[:, 0][: layout.visual_tokens]
+    visual = (inputs["input_ids"][0].cpu() == placeholder).nonzero()[:, 0][: layout.visual_tokens]
     layers = opened.tuned_for.layers
     seen = torch.zeros(layout.visual_tokens)
     ends = [*(step.layer for step in config.schedule), layers]

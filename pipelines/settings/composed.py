@@ -8,7 +8,7 @@ from multimodal import FlowpruneError
 from pipelines.settings.budget import BudgetSettings
 from pipelines.settings.cluster import ClusterSettings
 from pipelines.settings.data import DataSettings
-from pipelines.settings.group import Group
+from pipelines.settings.group import Group, PathText
 from pipelines.settings.method import MethodSettings
 from pipelines.settings.model import ModelSettings
 from pipelines.settings.search import SearchSettings
@@ -37,8 +37,8 @@ class Settings(Group):
     tracking: TrackingSettings
     stages: list[Stage] = Field(min_length=1)
     study: str = Field(min_length=1)
-    output: str
-    cache: str
+    output: PathText
+    cache: PathText
     seed: int = Field(ge=0)
     extensions: list[str]
     run_id: str | None
@@ -52,7 +52,7 @@ class Settings(Group):
     @field_validator("extensions")
     @classmethod
     def _found_from_anywhere(cls, value: list[str]) -> list[str]:
-        return [str(Path(path).absolute()) for path in value]  # workers may start elsewhere
+        return [str(Path(path).expanduser().absolute()) for path in value]  # workers may start elsewhere
 
     @model_validator(mode="after")
     def _a_front_has_several_budgets(self) -> "Settings":

@@ -2,20 +2,20 @@
 
 from typing import Any, Literal
 
-from pipelines.settings.group import Group
+from pipelines.settings.group import Group, PathText
 
 
 class ModelSettings(Group):
     """conf/model."""
 
     name: str
-    path: str
+    path: PathText
     revision: str | None
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     device: str
     device_map: str | None
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None
-    adapter: str | None
+    adapter: PathText | None
     attention: str
     weights: Literal["pretrained", "random"]
     trust_remote_code: bool

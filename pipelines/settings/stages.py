@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipelines.settings.group import Group
+from pipelines.settings.group import Group, PathText
 
 Stage = Literal[
     "calibrate",
@@ -25,9 +25,9 @@ Stage = Literal[
 class GenerateSettings(Group):
     """The generate stage."""
 
-    image: str | None
+    image: PathText | None
     question: str | None
-    config: str | None
+    config: PathText | None
     max_new_tokens: int = Field(ge=1)
 
 
@@ -35,13 +35,13 @@ class MapsSettings(Group):
     """The maps stage."""
 
     samples: int = Field(ge=1)
-    config: str | None
+    config: PathText | None
 
 
 class BenchmarkSettings(Group):
     """The benchmark stage."""
 
-    config: str | None
+    config: PathText | None
     repeats: int = Field(ge=1)
     samples: int = Field(ge=1)
     text_tokens: int = Field(ge=1)

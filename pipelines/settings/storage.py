@@ -4,14 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipelines.settings.group import Group
+from pipelines.settings.group import Group, PathText
 
 
 class FileStorage(Group):
     """conf/storage/sqlite.yaml and journal.yaml."""
 
     kind: Literal["sqlite", "journal"]
-    path: str
+    path: PathText
 
 
 class PostgresStorage(Group):

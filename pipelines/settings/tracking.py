@@ -1,11 +1,11 @@
 """conf/tracking: where MLflow logs."""
 
-from pipelines.settings.group import Group
+from pipelines.settings.group import Group, PathText
 
 
 class TrackingSettings(Group):
     """conf/tracking."""
 
     uri: str
-    artifacts: str | None
+    artifacts: PathText | None
     experiment: str

@@ -3,7 +3,9 @@
 import inspect
 import json
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import mean, median
 from typing import Any
 
@@ -18,6 +20,7 @@ from multimodal.costs import estimate
 from multimodal.evidence import token_evidence
 from multimodal.families import Modules, modules_of
 from multimodal.runtime import Pruner
+from multimodal.runtime.calls import PIXELS
 from multimodal.runtime.prefill import Prefill
 from multimodal.runtime.watch import Normalization
 from pipelines.baselines import untuned_config
@@ -131,8 +134,7 @@ def _measure_prompt(subject: _Subject, number: int, repeats: int) -> dict[str, f
     modules, config, device = subject.modules, subject.config, subject.model.device
     geometry, text = modules.geometry, modules.text_model
     inputs = subject.inputs[number]
-    encoder = inspect.signature(modules.base.get_image_features).parameters
-    pixels = {key: value for key, value in inputs.items() if key in encoder}
+    encode = _encoder(modules, inputs)
     objective = Objective(modules, [subject.samples[number]], batch_size=1, seed=0)
     batch = objective.batches[0].to(device)
     peaks: dict[str, float] = {}
@@ -157,15 +159,33 @@ def _measure_prompt(subject: _Subject, number: int, repeats: int) -> dict[str, f
 
     watch = Stopwatch(device)
     for _ in range(1 + repeats):
-        watch.time("vision tower", lambda: modules.base.get_image_features(**pixels))
+        watch.time("vision tower", encode)
         watch.time("selection", select)
         read("unpruned", None)
         with prune(subject.model, config) as pruner:
-            watch.time("watched tower", lambda: modules.base.get_image_features(**pixels))
+            watch.time("watched tower", encode)
             read("pruned", pruner)
     seconds = watch.medians()
     map_made = max(seconds.pop("watched tower") - seconds["vision tower"], 0.0)
     return seconds | {"map, selection, recycling": map_made + seconds.pop("selection")} | peaks
+
+
+def _encoder(modules: Modules, inputs: Mapping[str, Tensor]) -> Callable[[], None]:
+    """The vision tower's part of a prompt: its pictures, then its videos."""
+    calls = []
+    for modality, pixels in PIXELS.items():
+        if pixels in inputs:
+            encode = getattr(modules.base, f"get_{modality}_features")
+            known = inspect.signature(encode).parameters
+            own = {name: value for name, value in inputs.items() if name in known and name not in PIXELS.values()}
+            own[pixels if pixels in known else PIXELS["image"]] = inputs[pixels]
+            calls.append(partial(encode, **own))
+
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return run
 
 
 def _measure_trial(subject: _Subject, settings: Settings) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
 from pipelines.cluster import Launched
 from pipelines.cluster.following import wait_for
-from pipelines.console import console
-from pipelines.tracking import end_tracking, study_runs
+from pipelines.console import console, counted
+from pipelines.tracking import CANCELLED, end_tracking, study_runs
 from pipelines.workspace import Workspace
 from search.reaper import Reaper
 from search.study import done_trials
@@ -11,18 +11,18 @@ from search.tracking import Tracker
 
 
 def run(workspace: Workspace) -> None:
-    """Stop the workers."""
+    """Stop the workers; a study that has its trials stays as it is."""
     launched, target = Launched(workspace.workers), workspace.settings.search.trials
-    count = len(launched.alive())
+    alive = counted(len(launched.alive()), "worker")
     launched.cancel()
     wait_for(launched)
     study = workspace.known_study
-    done = 0
+    done = 0 if study is None else len(done_trials(study))
+    if study is not None and done >= target:
+        console.print(f"{alive} stopped; the study has its {target} trials, and stays as it is.")
+        return
     if study is not None:
-        Reaper(study, target).reap(study.get_trials(deepcopy=False))
+        Reaper(study, target).reap(study.get_trials(deepcopy=False), "its worker was stopped")
         done = len(done_trials(study))
-        end_tracking(workspace, Tracker(study_runs(workspace, study)), "FAILED")
-    console.print(
-        f"{count} workers stopped with {done} of {target} trials done; stages=[search] goes on.",
-        markup=False,
-    )
+        end_tracking(workspace, Tracker(study_runs(workspace, study)), CANCELLED)
+    console.print(f"{alive} stopped with {done} of {target} trials done; stages=[search] goes on.", markup=False)

@@ -1,6 +1,6 @@
 """Stage generate: one image, one question, answered with and without pruning."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,14 @@ from transformers import BatchFeature
 from multimodal import PruningConfig, prune
 from pipelines.console import console
 from pipelines.data import Sample
-from pipelines.data.folder import open_image
+from pipelines.data.asking import as_asked
+from pipelines.data.conversations import ask
+from pipelines.data.pictures import stored
+from pipelines.data.sample import Medium
 from pipelines.figures.overlay import write_overlay
 from pipelines.model import OpenedModel
-from pipelines.prompts import build_inputs, greedy_answers
+from pipelines.prompts import build_inputs, greedy_answers, shown_layouts
+from pipelines.settings import DataSettings
 from pipelines.workspace import Workspace
 from search.stopwatch import Stopwatch
 
@@ -49,12 +53,17 @@ def run(workspace: Workspace) -> dict[str, str]:
 
 
 def _sample(workspace: Workspace) -> Sample:
-    asked = workspace.settings.generate
+    asked, data = workspace.settings.generate, workspace.settings.data
     if asked.image is not None:
-        image = open_image(Path(asked.image), "generate.image")
-        return Sample(image, asked.question or "What is in the picture?")
-    first = workspace.samples("heldout", 1)[0]
-    return Sample(first.image, asked.question or first.question)
+        picture = stored(Path(asked.image).expanduser(), "generate.image")
+        picture.check()
+        return _about([picture], asked.question or "What is in the picture?", "generate.image", data)
+    [first] = workspace.samples("heldout", 1)
+    return first if asked.question is None else _about(first.media, asked.question, first.where, data)
+
+
+def _about(shown: Sequence[Medium], question: str, where: str, data: DataSettings) -> Sample:
+    return as_asked(Sample((ask(question, shown, where),), where=where), data)
 
 
 def _answer(
@@ -64,7 +73,8 @@ def _answer(
     with prune(opened.model, config) if config else nullcontext() as pruner:
         [answer] = greedy_answers(opened, inputs, max_new_tokens)
         if pruner is None or config is None:
-            return answer, str(int((inputs["input_ids"] == opened.modules.geometry.image_token_id).sum())), ""
+            layouts = shown_layouts(opened.modules.geometry, inputs)
+            return answer, str(sum(layout.visual_tokens for layout in layouts)), ""
         [report] = pruner.report
         steps = zip(config.schedule, report.kept, strict=True)
         tokens = " → ".join(f"{len(kept)} from layer {step.layer}" for step, kept in steps)

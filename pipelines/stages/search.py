@@ -9,12 +9,12 @@ from pipelines.progress import study_progress
 from pipelines.results import conclude
 from pipelines.storage import open_storage
 from pipelines.tracking import keep_with_study, tracked
-from pipelines.trials import check_budget, join, work
+from pipelines.trials import Search, check_budget, join, work
 from pipelines.workspace import Workspace
 from search.queue import fill
 from search.reaper import Reaper
-from search.study import done_trials, spent
-from search.tracking import check_store
+from search.study import best_trials, done_trials, spent
+from search.tracking import Tracker, check_store
 from search.worker import interruptible
 
 
@@ -29,20 +29,31 @@ def run(workspace: Workspace) -> optuna.Study:
     study, target = search.study, workspace.settings.search.trials
     dead = Reaper(study, target).reap(study.get_trials(deepcopy=False))
     if dead:
-        console.print(f"[yellow]trials {dead} were left by a process that died: failed, and queued once more[/]")
-    with tracked(workspace, study) as tracker:
-        if workspace.settings.cluster.kind == "none":
-            with interruptible(study, target), study_progress(study, target) as show:
-                work(search, target, tracker, show)
-        elif len(done_trials(study)) < target:
-            fill(study, target)
-            launch(workspace, target - len(done_trials(study)))
-            follow(workspace, study)
+        numbers = ", ".join(map(str, dead))
+        console.print(f"[yellow]left by a process that died, failed and queued once more: trials {numbers}[/]")
+    try:
+        with tracked(workspace, study) as tracker:
+            _run_trials(workspace, search, tracker)
+    except KeyboardInterrupt:
+        if best_trials(study).keys() >= set(workspace.settings.budget.budgets):
+            conclude(workspace, study)
+        raise
     conclude(workspace, study)
     for part in workspace.each_budget():
         trials = [trial for trial in done_trials(study) if spent(trial).asked == part.settings.budget.budgets[0]]
         keep_with_study(part, write_ranked(part, trials), part.overlays.name)
     return study
+
+
+def _run_trials(workspace: Workspace, search: Search, tracker: Tracker) -> None:
+    """Have the study's trials run, in this process or by workers that are launched."""
+    study, target = search.study, workspace.settings.search.trials
+    if workspace.settings.cluster.kind == "none":
+        with interruptible(study, target), study_progress(study, target) as show:
+            work(search, target, tracker, show)
+    elif len(done_trials(study)) < target:
+        fill(study, target)
+        follow(workspace, study, launch(workspace, target - len(done_trials(study))))
 
 
 def check(workspace: Workspace) -> None:

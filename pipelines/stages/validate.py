@@ -20,7 +20,7 @@ from pipelines.calibration import observed
 from pipelines.comparison.statistics import by_kind
 from pipelines.console import console
 from pipelines.data import Sample
-from pipelines.grading import answer_all, is_right
+from pipelines.grading import answer_all, grade
 from pipelines.latency import study_latency
 from pipelines.space import make_space
 from pipelines.tracking import keep_with_study
@@ -39,11 +39,12 @@ class Row:
         retention, kv_share, flops_share: of the unpruned model's.
         discrepancy: mean over samples.
         agreement: share of greedy answers equal to the unpruned model's.
-        accuracy: share of right answers, where answers are known.
+        accuracy: mean score of the answers where right ones are known; None where none is.
         accuracy_by_kind: the same by kind of question.
         speed_up: of the language model's prefill, measured here, interleaved; of vision tower and prefill together
             where a contender prunes inside the tower.
-        lead: tuned minus this accuracy (agreement where no answer is known), paired, with half its 95 % interval.
+        lead: tuned minus this accuracy, over the same samples (agreement where no answer at all is known), paired, with
+            half its 95 % interval.
     """
 
     retention: float
@@ -72,16 +73,19 @@ def run(workspace: Workspace) -> dict[str, Row]:
     space = make_space(workspace.settings, opened.modules.geometry, objective.workload, opened.normalization, latency)
     configs = contenders(workspace.settings.method, space, tuned)
     answers = {name: answer_all(opened, samples, config, name)[0] for name, config in configs.items()}
-    rows = _rows(samples, answers, configs, objective)
+    rows = _rows(samples, answers, configs, objective, workspace.settings.data.score)
+    graded = sum(bool(sample.answers) for sample in samples)
     report = workspace.validation
     found = {
         "tuned": tuned.provenance and tuned.provenance.model_dump(mode="json"),
         "samples": len(samples),
+        "graded": graded,
+        "score": workspace.settings.data.score,
         "data_digest": cached.data_digest,
     }
     found["contenders"] = {name: asdict(row) for name, row in rows.items()}
     report.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    console.print(_table(rows, len(samples)))
+    console.print(_table(rows, len(samples), graded))
     if any(row.accuracy_by_kind for row in rows.values()):
         console.print(_kinds_table(rows, samples))
     console.print(_verdict(rows))
@@ -95,28 +99,30 @@ def _rows(
     answers: Mapping[str, Sequence[str]],
     configs: Mapping[str, PruningConfig | None],
     objective: Objective,
+    rule: str,
 ) -> dict[str, Row]:
-    known = any(sample.answer is not None for sample in samples)
-    right = {
-        name: [
-            is_right(answer, sample) if known else answer == reference
-            for answer, sample, reference in zip(given, samples, answers[UNPRUNED], strict=True)
-        ]
+    kinds = [sample.kind for sample in samples if sample.answers]
+    scores = {
+        name: [worth for each in zip(given, samples, strict=True) if (worth := grade(*each, rule)) is not None]
         for name, given in answers.items()
     }
+    agrees = {
+        name: [float(own == reference) for own, reference in zip(given, answers[UNPRUNED], strict=True)]
+        for name, given in answers.items()
+    }
+    compared = scores if kinds else agrees
     seconds = _prefill_seconds(objective, configs)
     rows = {}
     for name, config in configs.items():
         shares = {"retention": 1.0, "kv_share": 1.0, "flops_share": 1.0} if config is None else objective.shares(config)
-        graded = [ok for ok, sample in zip(right[name], samples, strict=True) if sample.answer is not None]
         rows[name] = Row(
             **shares,
             discrepancy=0.0 if config is None else mean(objective.evaluate(config)),
-            agreement=mean(a == u for a, u in zip(answers[name], answers[UNPRUNED], strict=True)),
-            accuracy=mean(graded) if graded else None,
-            accuracy_by_kind=by_kind(graded, [sample.kind for sample in samples if sample.answer is not None]),
+            agreement=mean(agrees[name]),
+            accuracy=mean(scores[name]) if kinds else None,
+            accuracy_by_kind=by_kind(scores[name], kinds),
             speed_up=seconds[UNPRUNED] / seconds[name],
-            lead=_paired(right[TUNED], right[name]),
+            lead=_paired(compared[TUNED], compared[name]),
         )
     return rows
 
@@ -137,15 +143,16 @@ def _prefill_seconds(objective: Objective, configs: Mapping[str, PruningConfig |
     return watch.medians()
 
 
-def _paired(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[float, float]:
+def _paired(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
     """Mean difference and half of its 95 % interval, sample by sample."""
-    differences = [float(a) - float(b) for a, b in zip(ours, theirs, strict=True)]
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
     spread = stdev(differences) if len(differences) > 1 else 0.0
     return mean(differences), 1.96 * spread / math.sqrt(len(differences))
 
 
-def _table(rows: Mapping[str, Row], samples: int) -> Table:
-    table = Table(title=f"{samples} held-out samples", box=SIMPLE_HEAVY, pad_edge=False, collapse_padding=True)
+def _table(rows: Mapping[str, Row], samples: int, graded: int) -> Table:
+    some = f", {graded} with known answers" if 0 < graded < samples else ""
+    table = Table(title=f"{samples} held-out samples{some}", box=SIMPLE_HEAVY, pad_edge=False, collapse_padding=True)
     table.add_column("", no_wrap=True)
     for column in ("retention", "discrep.", "agree", "accuracy", "KV", "speed-up", "tuned leads"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -164,7 +171,7 @@ def _table(rows: Mapping[str, Row], samples: int) -> Table:
 
 
 def _kinds_table(rows: Mapping[str, Row], samples: Sequence[Sample]) -> Table:
-    counts = Counter(sample.kind for sample in samples)
+    counts = Counter(sample.kind for sample in samples if sample.answers)
     table = Table(title="accuracy by kind of question", box=SIMPLE_HEAVY)
     table.add_column("")
     for name in rows:

@@ -5,9 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from contracts import EXACT
-from oracles import attention_masks, run_masked, stock_masks, tiny
-from tiny_models import batch, is_visual, sample
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -15,6 +12,9 @@ from multimodal import FlowpruneError, PruningConfig, prune
 from multimodal.adaptive import Adaptive, varieties, variety
 from multimodal.costs import Workload
 from multimodal.families import modules_of
+from multimodal.testing.contracts import EXACT
+from multimodal.testing.oracles import attention_masks, run_masked, stock_masks, tiny
+from multimodal.testing.tiny_models import batch, is_visual, sample
 
 STEPS = [(0, 0.4), (2, 0.5)]
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import EXACT, PRUNES, families, forced_tokens, generated, refuses
-from oracles import config, hooked, tiny
-from tiny_models import CACHE, batch, extended, sample
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import DynamicCache, PreTrainedModel
 
 from multimodal import prune
+from multimodal.testing.contracts import EXACT, PRUNES, families, forced_tokens, generated, refuses, rotated
+from multimodal.testing.oracles import config, hooked, tiny
+from multimodal.testing.tiny_models import CACHE, batch, extended, sample
 
 FORCED = forced_tokens(3, steps=3)
 
@@ -58,8 +58,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@families
-@pytest.mark.parametrize("way", COPIES)
+@pytest.mark.parametrize(("name", "way"), rotated(COPIES, share=3))
 def test_copies_go_on_alike(name: str, way: str) -> None:
     """In this block and in a later one, and the original as if there were no copy."""
     model = tiny(name)

@@ -6,7 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import (
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from multimodal import prune
+from multimodal.testing.contracts import (
     EXACT,
     PRUNES,
     THOROUGH,
@@ -18,12 +22,8 @@ from contracts import (
     rewinds,
     right_or_refused,
 )
-from oracles import run_hidden, text_model, tiny
-from tiny_models import CACHE, FAMILIES, batch, extended, family, sample
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
-
-from multimodal import prune
+from multimodal.testing.oracles import run_hidden, text_model, tiny
+from multimodal.testing.tiny_models import CACHE, FAMILIES, batch, extended, family, sample
 
 FORCED = forced_tokens(3, steps=3)
 

@@ -11,21 +11,21 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import (
-    EXACT,
-    KEEPS_ALL,
-    PRUNES,
-    THOROUGH,
-    called,
-    families,
-    forced_tokens,
-)
-from oracles import noted_positions, run_hidden, text_model, tiny
-from tiny_models import CACHE, FAMILIES, extended, family, sample
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from multimodal import prune
+from multimodal.testing.contracts import (
+    EXACT,
+    KEEPS_ALL,
+    PRUNES,
+    called,
+    families,
+    forced_tokens,
+    rotated,
+)
+from multimodal.testing.oracles import noted_positions, run_hidden, text_model, tiny
+from multimodal.testing.tiny_models import CACHE, extended, family, sample
 
 FORCED = forced_tokens(1, steps=2)
 
@@ -170,7 +170,6 @@ CALLS: dict[str, Callable[[PreTrainedModel, dict], Tensor]] = {
     "gradients": with_gradients,
     "inference mode": in_inference_mode,
 }
-RARE = ("several tokens", "gradients", "inference mode")  # of which the thorough families are told
 
 
 @cache
@@ -207,9 +206,7 @@ def test_the_plain_call_is_right(name: str) -> None:
     assert (pruned - stock).abs().max() > 1e-2  # the tests below have teeth
 
 
-@pytest.mark.parametrize(
-    ("name", "call"), [(name, call) for name in FAMILIES for call in CALLS if name in THOROUGH or call not in RARE]
-)
+@pytest.mark.parametrize(("name", "call"), rotated(CALLS))
 def test_a_call_is_the_plain_call(name: str, call: str) -> None:
     model = tiny(name)
     inputs = prompt(model)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oracles import config
 
 from multimodal import FlowpruneError, PruningConfig, PruningStep
 from multimodal.methods import Method
+from multimodal.testing.oracles import config
 
 GOOD: dict[str, Any] = {
     "schema_version": 1,

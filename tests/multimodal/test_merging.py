@@ -7,9 +7,6 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from contracts import mixed_samples, run_pruned
-from oracles import config, decoder, text_model, tiny, tokens_of
-from tiny_models import batch, is_visual, sample
 from torch import Tensor
 
 from multimodal import FlowpruneError, PruningConfig, prune
@@ -18,6 +15,9 @@ from multimodal.merging import MergingRule, cluster_centres, make_merging
 from multimodal.merging.clusters import NEIGHBOURS
 from multimodal.methods import Method, Selection, VisualTokens, make_method
 from multimodal.recycling import recycle_tokens
+from multimodal.testing.contracts import mixed_samples, run_pruned
+from multimodal.testing.oracles import config, decoder, text_model, tiny, tokens_of
+from multimodal.testing.tiny_models import batch, is_visual, sample
 
 RULES: list[dict] = [
     {"rule": "none"},

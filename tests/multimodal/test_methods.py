@@ -1,4 +1,4 @@
-"""The contract of a method, over every method, and what a user's own method can do."""
+"""What single methods do beside the contract of all (multimodal/testing/methods.py), and a user's own can do."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -6,83 +6,23 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from contracts import alone
-from oracles import LAYER_0_AND_INNER, config, tiny
-from tiny_models import CACHE, batch, is_visual, sample
 from torch import Tensor
 
 from multimodal import FlowpruneError, PruningConfig, prune
 from multimodal.evidence import (
-    LanguageAttention,
-    LanguageVectors,
     Request,
-    TextEmbeddings,
-    TextStates,
-    VisionFeatures,
-    VisionKeys,
-    VisionValues,
-    VisualEmbeddings,
 )
 from multimodal.families import geometry_of
 from multimodal.layout import Layout
 from multimodal.methods import Method, SearchRange, Selection, VisualTokens, method_named
 from multimodal.plan import kept_counts
+from multimodal.testing.methods import LAYOUTS, random_tokens
+from multimodal.testing.oracles import LAYER_0_AND_INNER, config, tiny
+from multimodal.testing.tiny_models import CACHE, batch, is_visual, sample
 
-LAYOUTS = [
-    Layout(grids=((6, 7),)),
-    Layout(grids=((4, 4), (6, 9)), newlines=(25, 35, 45, 55, 65, 75)),
-    Layout(grids=((1, 13),), newlines=(0,)),
-]
 TOWER = ["fastervlm", "flowcut", "hiprune", "holov", "ipcv", "prumerge", "vispruner", "visionzip", "vscan"]
 LANGUAGE = ["cdpruner", "dart", "fastv", "pyramiddrop", "sparsevlm"]
 SHIPPED = ["divprune", "random", "uniform", "vflowopt", *TOWER, *LANGUAGE]
-SHARING = ["prumerge", "sparsevlm"]  # a token may go into several kept ones, or into none
-VARIANTS: list[dict] = [{"name": name} for name in SHIPPED] + [
-    {"name": "vflowopt", "recycling_cell": None},
-    {"name": "vflowopt", "entropy_weight": -0.5, "recycling_cell": 3.3, "recycling_weight": 0.5},
-    {"name": "hiprune", "anchor_share": 1.0},
-    {"name": "holov", "chunks": 5, "variety_weight": 3.0},
-    {"name": "prumerge", "uniform_share": 0.75, "neighbours": 3},
-    {"name": "vispruner", "important_share": 0.0},
-    {"name": "visionzip", "contextual_share": 0.9},
-    {"name": "vscan", "window": 3},
-    {"name": "sparsevlm", "heads": 0.4375, "recycled": 0.0},
-    {"name": "dart", "visual_pivots": 3, "text_pivots": 9},
-    {"name": "cdpruner", "relevance": 0.6},
-]
-HEADS, TEXT = 4, 7
-
-
-def tokens_of(layout: Layout, layer: int, images: int = 3, left: int | None = None, seed: int = 0) -> VisualTokens:
-    """Random tokens, whose evidence is random, too, whatever is asked."""
-    generator = torch.Generator().manual_seed(seed)
-    left = left or layout.patch_tokens
-    index = torch.stack(
-        [torch.randperm(layout.patch_tokens, generator=generator)[:left].sort()[0] for _ in range(images)]
-    )
-    features = torch.randn(images, left, 4, generator=generator)
-    answers: dict[Request, Tensor] = {}
-
-    def shape(request: Request) -> tuple[int, ...]:
-        rows = {"visual": left, "last": 1, "text": TEXT}
-        match request:
-            case LanguageAttention():
-                heads = [HEADS] * (request.heads == "each")
-                return (images, *heads, *[TEXT] * (request.rows == "text"), left)
-            case LanguageVectors():
-                return images, rows[request.rows], HEADS, 2
-            case TextStates() | TextEmbeddings():
-                return images, TEXT, 4
-            case VisualEmbeddings():
-                return images, layout.patch_tokens, 4
-            case VisionFeatures() | VisionKeys() | VisionValues():
-                return images, left, 5
-        return images, left
-
-    def answer(request: Request) -> Tensor:
-        return answers.setdefault(request, torch.rand(shape(request), generator=generator))
-
-    return VisualTokens(layer, layout, index, lambda: features, answer)
 
 
 def test_shipped_methods_are_registered() -> None:
@@ -90,39 +30,6 @@ def test_shipped_methods_are_registered() -> None:
     assert shipped == set(SHIPPED)
     with pytest.raises(FlowpruneError, match=r"no method 'fastest': choose one of .*random.*uniform.*vflowopt"):
         method_named("fastest")
-
-
-@pytest.mark.parametrize("fields", VARIANTS, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: str(layout.grids))
-@pytest.mark.parametrize("layer", [0, 3])
-def test_contract(fields: dict, layout: Layout, layer: int) -> None:
-    method = method_named(fields["name"]).model_validate(fields)
-    if layer < method.first_layer:
-        return
-    left = layout.patch_tokens if layer == 0 else layout.patch_tokens - 5
-    tokens = tokens_of(layout, layer, left=left)
-    before = [part.clone() for part in (tokens.index, tokens.features)]
-    state = torch.get_rng_state()
-    for count in range(1, left + 1, 3):
-        selection = method.reduce(tokens, count)
-        assert selection.kept.shape == (3, count)
-        for row in selection.kept:
-            assert torch.equal(row, row.unique())  # sorted, none twice
-            assert row.min() >= 0 and row.max() < left
-        merged, sizes = selection.apply(tokens.features), selection.sizes()
-        assert merged.shape == (3, count, 4)
-        if sizes is not None:
-            assert selection.owner is not None and (sizes >= 1).all()
-            edges = (selection.owner < count).sum(1)
-            assert torch.equal(sizes.sum(1), edges.float())
-            assert method.name in SHARING or (edges == left).all()
-        for image in range(3):  # an image does not depend on its batch
-            own = method.reduce(alone(tokens, image), count)
-            assert torch.equal(own.kept[0], selection.kept[image])
-            torch.testing.assert_close(own.apply(tokens.features[image : image + 1])[0], merged[image])
-    assert torch.equal(state, torch.get_rng_state())
-    for part, copy in zip((tokens.index, tokens.features), before, strict=True):
-        assert torch.equal(part, copy)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -207,7 +114,7 @@ def test_random_depends_on_seed_and_layer_only() -> None:
     layout = LAYOUTS[0]
 
     def draw(seed: int, layer: int, data: int) -> list:
-        return method_named("random")(seed=seed).select(tokens_of(layout, layer, images=1, seed=data), 10).tolist()
+        return method_named("random")(seed=seed).select(random_tokens(layout, layer, images=1, seed=data), 10).tolist()
 
     assert draw(0, 0, data=1) == draw(0, 0, data=2)
     assert len({str(draw(seed, layer, 1)) for seed in (0, 1, 2) for layer in (0, 1, 4)}) == 9
@@ -215,7 +122,7 @@ def test_random_depends_on_seed_and_layer_only() -> None:
 
 def test_random_is_fair() -> None:
     layout = LAYOUTS[0]
-    tokens = tokens_of(layout, 0, images=1)
+    tokens = random_tokens(layout, 0, images=1)
     counts = torch.zeros(42)
     for seed in range(400):
         counts[method_named("random")(seed=seed).select(tokens, 10)[0]] += 1

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import EXACT, PRUNES, THOROUGH, families, forced_tokens, generated, snapshot, spread
-from oracles import tiny
-from tiny_models import CACHE, FAMILIES, build, sample
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from multimodal import FlowpruneError, prune
+from multimodal.testing.contracts import EXACT, PRUNES, THOROUGH, families, forced_tokens, generated, snapshot, spread
+from multimodal.testing.oracles import tiny
+from multimodal.testing.tiny_models import CACHE, FAMILIES, build, sample
 
 SOME = (*THOROUGH, "gemma3", "qwen2_5_vl")
 

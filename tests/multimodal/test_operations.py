@@ -12,18 +12,29 @@ from functools import cache
 
 import pytest
 import torch
-from contracts import ROTATED
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from oracles import config, noted_positions, run_hidden
-from tiny_models import CACHE, LAYERS, batch, build, extended, family, is_visual, media_of, sample, token_inputs
-from tiny_models.family import FIRST_WORD, WORDS
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from multimodal import PruningConfig, prune
+from multimodal.testing.contracts import ROTATED
+from multimodal.testing.oracles import config, noted_positions, run_hidden
+from multimodal.testing.tiny_models import (
+    CACHE,
+    LAYERS,
+    batch,
+    build,
+    extended,
+    family,
+    is_visual,
+    media_of,
+    sample,
+    token_inputs,
+)
+from multimodal.testing.tiny_models.family import FIRST_WORD, WORDS
 
-EXAMPLES = {"llava_siglip": 60, "llava_onevision": 30, "qwen2_5_vl": 80}
+EXAMPLES = {"llava_siglip": 30, "llava_onevision": 15, "qwen2_5_vl": 40}
 PHASES = (Phase.explicit, Phase.generate, Phase.shrink)
 
 ratios = st.sampled_from([0.1, 0.3, 0.5, 0.8, 1.0])

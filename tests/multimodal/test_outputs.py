@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import EXACT, KEEPS_ALL, PRUNES, called, families
-from oracles import run_hidden, tiny
-from tiny_models import WORDS, build, sample
 from transformers import PreTrainedModel
 
 from multimodal import prune
+from multimodal.testing.contracts import EXACT, KEEPS_ALL, PRUNES, called, families, rotated
+from multimodal.testing.oracles import run_hidden, tiny
+from multimodal.testing.tiny_models import WORDS, build, sample
 
 
 def prompt(model: PreTrainedModel) -> dict:
@@ -33,8 +33,7 @@ def test_hidden_states_are_those_of_every_layer(name: str) -> None:
     assert found[-1].shape[1] < stock[-1].shape[1]
 
 
-@families
-@pytest.mark.parametrize("where", ["argument", "config"])
+@pytest.mark.parametrize(("name", "where"), rotated(["argument", "config"]))
 def test_attention_weights_may_be_asked_for(name: str, where: str) -> None:
     """In the settings of the model, its tower is asked, too."""
     model = tiny(name, "eager")

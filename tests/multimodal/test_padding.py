@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from contracts import EXACT, KEEPS_ALL, PRUNES, families, forced_tokens, padded_on_the_right
-from oracles import run_hidden, tiny
-from tiny_models import CACHE, FAMILIES, batch, extended, is_visual, sample
 from transformers import PreTrainedModel
 
 from multimodal import prune
+from multimodal.testing.contracts import EXACT, KEEPS_ALL, PRUNES, forced_tokens, padded_on_the_right, rotated
+from multimodal.testing.oracles import run_hidden, tiny
+from multimodal.testing.tiny_models import CACHE, FAMILIES, batch, extended, is_visual, sample
 
 
 def prompts(model: PreTrainedModel) -> list[dict]:
@@ -19,8 +19,7 @@ def prompts(model: PreTrainedModel) -> list[dict]:
     ]
 
 
-@families
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("name", "side"), rotated(["left", "right"]))
 def test_places_tell_where_outputs_belong(name: str, side: str) -> None:
     """Outputs are padded on the left; each has a place in the row as it was given."""
     model = tiny(name)

@@ -5,8 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from contracts import EXACT, forced_tokens, generated, mixed_samples, refused, run_pruned, spread
-from oracles import (
+from transformers import PreTrainedModel
+
+from multimodal import prune
+from multimodal.testing.contracts import EXACT, forced_tokens, generated, mixed_samples, refused, run_pruned, spread
+from multimodal.testing.oracles import (
     SCHEDULES,
     config,
     decoder,
@@ -18,10 +21,7 @@ from oracles import (
     tokens_of,
     vision_maps,
 )
-from tiny_models import CACHE, FAMILIES, LAYERS, batch, is_visual, sample
-from transformers import PreTrainedModel
-
-from multimodal import prune
+from multimodal.testing.tiny_models import CACHE, FAMILIES, LAYERS, batch, is_visual, sample
 
 PLAIN = [name for name, own in FAMILIES.items() if own.plain_decoder]
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from oracles import config
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from multimodal import costs
 from multimodal.families import geometry_of
 from multimodal.plan import kept_counts, make_plan
+from multimodal.testing.oracles import config
 
 TEXT_TOKENS = 40
 PRUNED = config([(0, 0.3), (9, 0.5)])

@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from hypothesis import assume, given
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from multimodal import FlowpruneError
 from multimodal.recycling import Recycled, cells_of, recycle, smallest_cell
 from multimodal.recycling import recycle_tokens as recycle_images
+from multimodal.testing import oracles
 
 sides = st.integers(1, 9)
 cells = st.one_of(st.floats(1, 12), st.sampled_from([1.0, 1.5, 2.0, 3.0, 4 / 3, 7 / 3]))

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import assert_restored, families, generated, run_pruned, snapshot
-from oracles import config, text_model, tiny
-from tiny_models import CACHE, ENCODES_FIRST, LAYERS, batch, is_visual, sample
 from transformers import PreTrainedModel, StaticCache
 
 from multimodal import FlowpruneError, prune
+from multimodal.testing.contracts import assert_restored, families, generated, run_pruned, snapshot
+from multimodal.testing.oracles import config, text_model, tiny
+from multimodal.testing.tiny_models import CACHE, ENCODES_FIRST, LAYERS, batch, is_visual, sample
 
 
 def stock(model: PreTrainedModel, inputs: dict) -> torch.Tensor:

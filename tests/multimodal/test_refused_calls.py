@@ -9,13 +9,24 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import EXACT, PRUNES, assert_restored, called, families, generated, refuses, right_or_refused, snapshot
-from oracles import tiny
-from tiny_models import CACHE, FAMILIES, extended, family, is_visual, sample
 from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
 
 from multimodal import prune
+from multimodal.testing.contracts import (
+    EXACT,
+    PRUNES,
+    assert_restored,
+    called,
+    families,
+    generated,
+    refuses,
+    right_or_refused,
+    rotated,
+    snapshot,
+)
+from multimodal.testing.oracles import tiny
+from multimodal.testing.tiny_models import CACHE, FAMILIES, extended, family, is_visual, sample
 
 
 def prompt(model: PreTrainedModel) -> dict:
@@ -112,8 +123,7 @@ def assert_refused(name: str, call: Callable[[PreTrainedModel, dict], Any]) -> N
             call(model, inputs)
 
 
-@families
-@pytest.mark.parametrize("call", REFUSED)
+@pytest.mark.parametrize(("name", "call"), rotated(REFUSED))
 def test_calls_that_pruning_would_change_are_refused(name: str, call: str) -> None:
     assert_refused(name, REFUSED[call])
 
@@ -144,8 +154,7 @@ def test_router_logits_are_refused(name: str, where: str, monkeypatch: pytest.Mo
     assert_refused(name, call)
 
 
-@families
-@pytest.mark.parametrize("call", ANYWAY)
+@pytest.mark.parametrize(("name", "call"), rotated(ANYWAY))
 def test_without_images_they_mean_the_same(name: str, call: str) -> None:
     model = tiny(name)
     if family(model).rotary_axes > 1:

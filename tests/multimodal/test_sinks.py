@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from oracles import MEAN, STD, tiny
-from tiny_models import is_visual, sample
 from torch import Tensor
 
 from multimodal import PruningConfig, importance, prune
@@ -23,6 +21,8 @@ from multimodal.families import modules_of
 from multimodal.importance import calibrated
 from multimodal.runtime.sinks import language_sinks
 from multimodal.sinks import SINK, column_means, sink_share
+from multimodal.testing.oracles import MEAN, STD, tiny
+from multimodal.testing.tiny_models import is_visual, sample
 
 HEADS, TOKENS, WIDTH, CLASS_TOKENS = 3, 17, 4, 1
 

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contracts import EXACT, assert_restored, snapshot
-from oracles import tiny
-from tiny_models import batch, is_visual, sample
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from multimodal import FlowpruneError, PruningConfig, prune
 from multimodal.families import modules_of
+from multimodal.testing.contracts import EXACT, assert_restored, snapshot
+from multimodal.testing.oracles import tiny
+from multimodal.testing.tiny_models import batch, is_visual, sample
 
 DENSE = ["llava_clip", "llava_siglip", "llava_onevision", "llava_next", "gemma3", "aya_vision"]
 PACKED = ["qwen2_vl", "qwen2_5_vl", "llava_pixtral", "smolvlm"]

@@ -1,3 +1,5 @@
+import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +36,7 @@ def model_path(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def flowprune(tmp_path, model_path, monkeypatch, capsys):
+def flowprune(tmp_path, model_path, empty_store, monkeypatch, capsys):
     """The command line, in this process: called with overrides, it returns the exit code and what was printed."""
 
     def run(*overrides: str, without: Sequence[str] = ()) -> tuple[int, str]:
@@ -51,14 +53,21 @@ def flowprune(tmp_path, model_path, monkeypatch, capsys):
         named = {override.split("=")[0] for override in overrides} | set(without)
         named |= {"storage.path"} if {"storage=postgres", "storage=grpc"} & set(overrides) else set()
         arguments = [argument for argument in base if argument.split("=")[0] not in named]
+        [store] = [given.split("=")[1] for given in [*base, *overrides] if given.startswith("tracking.uri=")][-1:]
+        database = Path(store.removeprefix("sqlite:///"))
+        if store.startswith("sqlite:///") and database.parent.exists() and not database.exists():
+            shutil.copy(empty_store, database)
         monkeypatch.setattr(sys, "argv", ["flowprune", *arguments, *overrides])
         capsys.readouterr()
+        on_terminate = signal.getsignal(signal.SIGTERM)
         try:
             with torch.enable_grad():  # as in a fresh process; Optuna's GP needs it
                 main()
             code = 0
         except SystemExit as stop:
             code = int(stop.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, on_terminate)
         printed = capsys.readouterr()
         return code, printed.out + printed.err
 

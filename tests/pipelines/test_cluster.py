@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 from multimodal import FlowpruneError
 from pipelines.cluster import slurm as slurm_cluster
 from pipelines.settings import SlurmCluster
-from search.reaper import HOST
+from search.reaper import HERE
 from search.storages import journal_storage
 
 pytestmark = pytest.mark.usefixtures("workers_find_us")
@@ -86,7 +86,7 @@ def test_workers_of_this_host(flowprune, tmp_path):
     assert code == 0, printed
     study = optuna.load_study(study_name="smoke", storage=journal_storage(tmp_path / "studies.journal"))
     check_slots(study, 6)
-    assert {trial.user_attrs["worker"] for trial in study.get_trials()}.isdisjoint({f"{HOST}:{os.getpid()}"})
+    assert {trial.user_attrs["worker"] for trial in study.get_trials()}.isdisjoint({f"{HERE}:{os.getpid()}"})
     assert (tmp_path / "run" / "tuned.json").exists() and "best of 6 trials" in printed
     assert [worker["number"] for worker in launched(tmp_path)] == [0, 1]
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")

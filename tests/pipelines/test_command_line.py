@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.command_line import quoted, spelt_out
-from pipelines.settings import register_resolvers
+from pipelines.settings import check_settings, register_resolvers
 
 ROOT = Path(__file__).parents[2]
 SLOW = ("torch", "transformers", "mlflow", "optuna", "matplotlib")
@@ -31,6 +31,34 @@ def test_a_question_is_text_whatever_is_in_it(question):
     register_resolvers()
     with initialize_config_module("conf", version_base="1.3"):
         assert compose("config", spelt_out([f"generate.question={question}"])).generate.question == question
+
+
+def settings_of(*arguments):
+    register_resolvers()
+    with initialize_config_module("conf", version_base="1.3"):
+        return check_settings(compose("config", spelt_out(list(arguments))))
+
+
+def test_the_home_folder_is_meant(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = settings_of("model.path=~/model", "output=~/runs", "storage.path=~", "extensions=[~/my.py]")
+    found = [settings.model.path, settings.output, settings.storage.path, *settings.extensions]
+    assert found == [f"{tmp_path}/model", f"{tmp_path}/runs", str(tmp_path), f"{tmp_path}/my.py"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ([], "tiny"),
+        (["model=dino"], "dino"),
+        (["model.path=some/checkpoint"], "some_checkpoint"),
+        (["model=path", "model.path=some/checkpoint"], "some_checkpoint"),
+        (["model=qwen2_vl_7b", "model.path=/disk/qwen"], "qwen2_vl_7b"),
+    ],
+)
+def test_a_study_is_named_after_its_model(arguments, name):
+    settings = settings_of(*arguments)
+    assert settings.model.name == name and settings.study.startswith(f"{name}-")
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from PIL import Image
 
 from multimodal import FlowpruneError
 from pipelines.data import Sample, data_digest, load_samples
-from pipelines.data.folder import folder_rows, write_folder
+from pipelines.data.folder import read_folder, write_folder
 from pipelines.data.scenes import scenes
 from pipelines.settings import Columns, DataSettings
 
-COLUMNS = {"image": "image", "question": "question", "answer": "answer", "kind": "kind"}
+AS_IT_IS = {"score": "exact", "system": None, "prefix": None, "suffix": None, "template": {}}
 
 
 def data(source: str = "folder", path: object = None, columns: dict | None = None, **changes) -> DataSettings:
@@ -22,8 +22,8 @@ def data(source: str = "folder", path: object = None, columns: dict | None = Non
     return DataSettings(
         source=source,
         path=None if path is None else str(path),
-        columns=Columns(**(COLUMNS | (columns or {}))),
-        **(settings | changes),
+        columns=Columns(**(columns or {})),
+        **(AS_IT_IS | settings | changes),
     )
 
 
@@ -33,7 +33,9 @@ def picture(seed: int, size: tuple[int, int] = (9, 7)) -> Image.Image:
 
 def made(number: int) -> list[Sample]:
     return [
-        Sample(picture(n, (8 + n, 7)), f"What is nº {n}? \u2028 yes", None if n % 3 == 2 else str(n), f"k{n % 2}")
+        Sample.asking(
+            picture(n, (8 + n, 7)), f"What is nº {n}? \u2028 yes", None if n % 3 == 2 else str(n), kind=f"k{n % 2}"
+        )
         for n in range(number)
     ]
 
@@ -50,16 +52,15 @@ def questions(samples: list[Sample]) -> list[str]:
 def test_what_is_written_is_read_back(tmp_path):
     samples = made(5)
     write_folder(samples, tmp_path / "new")
-    found = [row() for row in folder_rows(str(tmp_path / "new"))]
+    found = read_folder(str(tmp_path / "new"), Columns())
     assert len(found) == 5 and all(map(same, found, samples))
 
 
 def test_scenes_written_out_are_read_back(tmp_path):
     samples = list(scenes("calibration", 6))
     write_folder(samples, tmp_path)
-    found = [row() for row in folder_rows(str(tmp_path))]
+    found = read_folder(str(tmp_path), Columns())
     assert all(map(same, found, samples)) and len(found) == 6
-    assert data_digest(found) == data_digest(samples)
 
 
 def write_row(folder: Path, text: str | bytes, name: str = "samples.jsonl") -> None:
@@ -79,7 +80,7 @@ def test_images_of_every_mode_and_answers_of_every_type_are_read(tmp_path):
     names = sorted(path.name for path in tmp_path.iterdir())
     lines = [json.dumps({"image": name, "question": "¿Qué?", "answer": 3}, ensure_ascii=False) for name in names]
     (tmp_path / "x.jsonl").write_bytes(("\ufeff" + "\r\n\r\n".join(lines)).encode())
-    found = [read() for read in folder_rows(str(tmp_path))]
+    found = read_folder(str(tmp_path), Columns())
     assert [(s.image.mode, s.image.size, s.answer, s.question) for s in found] == [("RGB", (6, 5), "3", "¿Qué?")] * 6
 
 
@@ -91,7 +92,7 @@ def test_images_of_every_mode_and_answers_of_every_type_are_read(tmp_path):
         ('{"question": "What?"}', r"samples\.jsonl:2 has no image: every row needs an image and a question"),
         (row(question=None), r"samples\.jsonl:2 has no question"),
         (row(question=" "), r"samples\.jsonl:2 has no question"),
-        (row(image=7), r"samples\.jsonl:2 has no image"),
+        (row(image=7), r"samples\.jsonl:2 gives image as int: give a path, bytes, or a list of them"),
         (row(image="gone.png"), r"samples\.jsonl:2 names the image gone\.png, which is not in .*: add it or drop"),
         (row(image="."), r"samples\.jsonl:2 names the image \."),
         ('{"image": "good.png", "question": "Où?"}'.encode("latin-1"), r"samples\.jsonl is not readable UTF-8"),
@@ -100,7 +101,7 @@ def test_images_of_every_mode_and_answers_of_every_type_are_read(tmp_path):
 def test_a_broken_row_is_named(text, message, tmp_path):
     write_row(tmp_path, text)
     with pytest.raises(FlowpruneError, match=message):
-        folder_rows(str(tmp_path))
+        read_folder(str(tmp_path), Columns())
 
 
 @pytest.mark.parametrize("kind", ["empty", "text", "truncated"])
@@ -110,15 +111,15 @@ def test_a_broken_image_is_named(kind, tmp_path):
     whole = (tmp_path / "bad.png").read_bytes()
     (tmp_path / "bad.png").write_bytes({"empty": b"", "text": b"not an image", "truncated": whole[:5000]}[kind])
     with pytest.raises(FlowpruneError, match=r"samples\.jsonl:2: the image .*bad\.png cannot be read: replace it"):
-        [read() for read in folder_rows(str(tmp_path))]
+        [sample.image for sample in read_folder(str(tmp_path), Columns())]
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
         (None, r"data\.path .* is not a folder: give one with image files and a \.jsonl file"),
-        ({}, r"holds 0 \.jsonl files: put exactly one there"),
-        ({"a.jsonl": "", "b.jsonl": ""}, r"holds 2 \.jsonl files"),
+        ({}, r"holds 0 \.jsonl or \.json files: put exactly one there"),
+        ({"a.jsonl": "", "b.json": ""}, r"holds 2 \.jsonl or \.json files \(a\.jsonl, b\.json\)"),
         ({"a.jsonl": "\n \n"}, r"a\.jsonl is empty: write one JSON object a line"),
     ],
 )
@@ -129,7 +130,7 @@ def test_a_folder_without_rows_is_refused(files, message, tmp_path):
         for name, text in files.items():
             (folder / name).write_text(text)
     with pytest.raises(FlowpruneError, match=message):
-        folder_rows(str(folder))
+        read_folder(str(folder), Columns())
 
 
 @pytest.mark.parametrize(("rows", "calibration", "expected"), [(12, 4, (4, 5)), (6, 4, (3, 3)), (2, 4, (1, 1))])
@@ -174,8 +175,8 @@ def test_a_source_without_a_path_is_refused():
 
 def test_digest_sees_images_and_questions_and_their_order():
     samples = made(3)
-    changed = [*samples[:2], Sample(samples[2].image, "else")]
-    repainted = [*samples[:2], Sample(picture(99, samples[2].image.size), samples[2].question)]
+    changed = [*samples[:2], Sample.asking(samples[2].image, "else")]
+    repainted = [*samples[:2], Sample.asking(picture(99, samples[2].image.size), samples[2].question)]
     digests = [data_digest(s) for s in (samples, samples[::-1], changed, repainted, samples[:2])]
     assert len(set(digests)) == 5 and data_digest(made(3)) == digests[0]
 
@@ -227,12 +228,14 @@ def test_rows_of_an_image_folder(tmp_path, monkeypatch):
 def test_what_a_data_set_lacks_is_named(parquet, tmp_path):
     with pytest.raises(FlowpruneError, match=r"no column 'image' but \['picture', 'prompt', 'answer'\]: set data\.col"):
         load_samples(from_parquet(parquet, image="image"), "calibration", 0)
-    with pytest.raises(FlowpruneError, match=r"Row \d of parquet has no image or no question"):
+    with pytest.raises(FlowpruneError, match=r"Row \d of parquet gives answer as int: give a path, bytes"):
         load_samples(from_parquet(parquet, image="answer"), "calibration", 0)
     for settings in (
         data("datasets", tmp_path / "gone"),
         data("datasets", "parquet", data_files=str(tmp_path / "gone.parquet")),
         from_parquet(parquet).model_copy(update={"split": "dev"}),
     ):
-        with pytest.raises(FlowpruneError, match=r"datasets cannot load .*: check data\.path and data\.split"):
+        with pytest.raises(
+            FlowpruneError, match=r"datasets cannot load .*: check data\.path, data\.split and data\.data_files"
+        ):
             load_samples(settings, "calibration", 0)

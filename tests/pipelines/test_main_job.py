@@ -209,6 +209,7 @@ def test_generate_on_an_image_of_ones_own(in_shared, shared):
         "stages=[generate]", f"generate.image={shared}/own.jpg", "generate.question='What is [/it]?'"
     )
     assert code == 0 and "What is [/it]?" in printed, printed
+    (shared / "none.jpg").write_text("no picture")
     code, printed = in_shared("stages=[generate]", f"generate.image={shared}/none.jpg")
     assert code == 2 and "cannot be read" in " ".join(printed.split()) and "Traceback" not in printed
 
@@ -282,7 +283,7 @@ def test_a_budget_in_milliseconds(flowprune, tmp_path, monkeypatch):
 
 
 def test_a_folder_of_ones_own_without_answers(flowprune, tmp_path):
-    samples = [Sample(s.image.resize((300, 120)), s.question) for s in scenes("test", 9)]
+    samples = [Sample.asking(s.image.resize((300, 120)), s.question) for s in scenes("test", 9)]
     write_folder(samples, tmp_path / "data")
     code, printed = flowprune(*SMOKE, "data=folder", f"data.path={tmp_path}/data", "data.calibration=5")
     assert code == 0, printed

@@ -23,7 +23,12 @@ PHOTOS = DataSettings(
     split="heldout",
     subset=None,
     data_files=None,
-    columns=Columns(image="image", question="question", answer="answer", kind="kind"),
+    columns=Columns(),
+    score="exact",
+    system=None,
+    prefix=None,
+    suffix=None,
+    template={},
 )
 
 

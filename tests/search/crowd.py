@@ -50,7 +50,7 @@ class FastClock(datetime):
 
 def move_to(host: str) -> None:
     """Let this process look like one of another host, whose clock is fast."""
-    search.reaper.HOST = host
+    search.reaper.HERE = host
     optuna.storages._rdb.storage.datetime = FastClock
 
 

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracles import MEAN, STD, tiny
-from tiny_models import FAMILIES, sample
 
 import search.calibration
 from multimodal import FlowpruneError
@@ -18,6 +16,8 @@ from multimodal.evidence import (
     VisionRequest,
 )
 from multimodal.families import modules_of
+from multimodal.testing.oracles import MEAN, STD, tiny
+from multimodal.testing.tiny_models import FAMILIES, sample
 from search.calibration import OPTIONAL_TENSORS, TENSORS, CalibrationSample, observe_sample
 
 ALL = (

@@ -3,12 +3,12 @@
 from functools import cache
 
 import pytest
-from oracles import MEAN, STD, config, tiny
-from tiny_models import sample
 
 import search.latency
 from multimodal.evidence import ContextRelevance, PatchEntropy
 from multimodal.families import modules_of
+from multimodal.testing.oracles import MEAN, STD, config, tiny
+from multimodal.testing.tiny_models import sample
 from search.calibration import CalibrationSample, observe_sample
 from search.latency import Latency, device_name, measure_latency
 from search.objective import Objective

@@ -4,13 +4,13 @@ from functools import cache
 
 import numpy as np
 import pytest
-from contracts import fitting
-from oracles import INNER_ONLY, MEAN, STD, config, hooked, text_model, tiny
-from tiny_models import FAMILIES, sample
 
 from multimodal import FlowpruneError, PruningConfig, prune
 from multimodal.evidence import ContextRelevance, PatchEntropy
 from multimodal.families import modules_of
+from multimodal.testing.contracts import fitting
+from multimodal.testing.oracles import INNER_ONLY, MEAN, STD, config, hooked, text_model, tiny
+from multimodal.testing.tiny_models import FAMILIES, sample
 from search.calibration import CalibrationSample, observe_sample
 from search.objective import Objective, discrepancy_of, measure_named
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 from unittest.mock import Mock
 
@@ -14,6 +13,7 @@ from stand_ins import SETTINGS, StandIn, make_study, reap, work
 
 from multimodal import FlowpruneError
 from search.queue import claim
+from search.reaper import HERE
 from search.storages import sqlite_storage
 from search.study import (
     best_trial,
@@ -24,7 +24,7 @@ from search.study import (
 )
 from search.worker import interruptible
 
-DEAD = f"{socket.gethostname()}:{2**22 + 7}"  # above the largest process id
+DEAD = f"{HERE}:{2**22 + 7}"  # above the largest process id
 
 
 def states(study: optuna.Study) -> list[TrialState]:
@@ -219,7 +219,7 @@ def test_live_workers_and_other_hosts_keep_their_trials(tmp_path):
     study = make_study(tmp_path)
     other = subprocess.Popen(["sleep", "60"])
     try:
-        workers = [f"{socket.gethostname()}:{other.pid}", f"elsewhere:{2**22 + 7}", f"{socket.gethostname()}:1", DEAD]
+        workers = [f"{HERE}:{other.pid}", f"elsewhere:{2**22 + 7}", f"{HERE}:1", DEAD]
         for worker in workers:
             study.ask().set_user_attr("worker", worker)
         assert reap(study, 4) == [3]
@@ -263,6 +263,6 @@ def test_trials_carry_their_worker_and_config(tmp_path):
     study = make_study(tmp_path)
     work(study, 1)
     attributes = study.get_trials()[0].user_attrs
-    assert attributes["worker"] == f"{socket.gethostname()}:{os.getpid()}"
+    assert attributes["worker"] == f"{HERE}:{os.getpid()}"
     assert attributes["parameters"]["query_threshold"] == attributes["config"]["method"]["query_threshold"]
     assert (attributes["retention"], attributes["kv_share"], attributes["samples"]) == (0.25, 0.3, 12)

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from tiny_models.family import IMAGE_TOKEN, SEPARATOR, TEXT, VISION, Media, TinyFamily, Token, pooled
+from multimodal.testing.tiny_models.family import IMAGE_TOKEN, SEPARATOR, TEXT, VISION, Media, TinyFamily, Token, pooled
 
 PATCH = VISION["patch_size"]
 SIZES = [(24, 32), (16, 16), (32, 24), (40, 16)]  # pixels

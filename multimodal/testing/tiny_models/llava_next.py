@@ -14,9 +14,18 @@ from transformers import (
     PreTrainedModel,
 )
 
-from tiny_models import anyres
-from tiny_models.anyres import PINPOINTS
-from tiny_models.family import IMAGE_TOKEN, TEXT, VIDEO_TOKEN, VISION, Media, TinyFamily, Token, pooled
+from multimodal.testing.tiny_models import anyres
+from multimodal.testing.tiny_models.anyres import PINPOINTS
+from multimodal.testing.tiny_models.family import (
+    IMAGE_TOKEN,
+    TEXT,
+    VIDEO_TOKEN,
+    VISION,
+    Media,
+    TinyFamily,
+    Token,
+    pooled,
+)
 
 SIDE, TILE, FRAMES = 8, VISION["image_size"], 2
 

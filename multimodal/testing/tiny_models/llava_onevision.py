@@ -12,9 +12,18 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from tiny_models import anyres
-from tiny_models.anyres import PINPOINTS, SIDE, TILE
-from tiny_models.family import IMAGE_TOKEN, TEXT, VIDEO_TOKEN, VISION, Media, TinyFamily, Token, pooled
+from multimodal.testing.tiny_models import anyres
+from multimodal.testing.tiny_models.anyres import PINPOINTS, SIDE, TILE
+from multimodal.testing.tiny_models.family import (
+    IMAGE_TOKEN,
+    TEXT,
+    VIDEO_TOKEN,
+    VISION,
+    Media,
+    TinyFamily,
+    Token,
+    pooled,
+)
 
 FRAMES = 3
 

@@ -3,18 +3,28 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import product
+from itertools import combinations, cycle, product
 from typing import Any
 
 import pytest
 import torch
-from oracles import INNER_ONLY, config, text_model
-from tiny_models import BY_TOKEN, CACHE, ENCODES_FIRST, FAMILIES, batch, extended, family, sample
-from tiny_models.family import FIRST_WORD
 from transformers import DynamicCache, PreTrainedModel
 
 from multimodal import FlowpruneError, PruningConfig, prune
 from multimodal.methods import VisualTokens
+from multimodal.testing.oracles import INNER_ONLY, attention_masks, config, run_masked, run_stock, text_model, tiny
+from multimodal.testing.tiny_models import (
+    BY_TOKEN,
+    CACHE,
+    ENCODES_FIRST,
+    FAMILIES,
+    batch,
+    extended,
+    family,
+    is_visual,
+    sample,
+)
+from multimodal.testing.tiny_models.family import FIRST_WORD
 
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
 ROTATED = {"atol": 1e-4, "rtol": 0}
@@ -34,24 +44,70 @@ CONFIGS = {
 }
 THOROUGH = ("llava_siglip", "llava_onevision")  # families that meet every config; the others meet these:
 COMMON = ("recycling", "weighted")
-CASES = [
-    pytest.param(name, attention, chosen, id=f"{name}-{attention}-{config_name}")
-    for name in FAMILIES
-    for attention in ("sdpa", *(("eager",) if name == "llava_dinov2" else ("fake_flash",) if name in THOROUGH else ()))
-    for config_name, chosen in CONFIGS.items()
-    if name in THOROUGH or config_name in COMMON
-]
-cases = pytest.mark.parametrize(("name", "attention", "chosen"), CASES)
+
+
+def crossed(*common: tuple[str, ...]) -> Any:
+    """Thorough families meet every config, in another backend two that it can run; the others one of ``common`` each.
+
+    Args:
+        common: names of configs; the first are the first family's, the second the next one's, and again from the first.
+    """
+    met = []
+    for name, own in zip(FAMILIES, cycle(common), strict=False):
+        pairs = [("sdpa", config_name) for config_name in (CONFIGS if name in THOROUGH else own)]
+        pairs += [("fake_flash", config_name) for config_name in ("recycling", "released") if name in THOROUGH]
+        pairs += [("eager", config_name) for config_name in COMMON if name == "llava_dinov2"]
+        met += [
+            pytest.param(name, attention, CONFIGS[config_name], id=f"{name}-{attention}-{config_name}")
+            for attention, config_name in pairs
+        ]
+    return pytest.mark.parametrize(("name", "attention", "chosen"), met)
+
+
+cases = crossed(COMMON)
+turns = crossed(*((config_name,) for config_name in COMMON))  # what a family's own code has little part in
 
 
 def spread(of: Iterable[str] = tuple(FAMILIES), **axes: Sequence[Any]) -> Any:
-    """Thorough families meet every combination of the axes' values, the others the first of each axis."""
-    combinations = [
-        (name, *values)
-        for name in of
-        for values in (product(*axes.values()) if name in THOROUGH else [tuple(axis[0] for axis in axes.values())])
+    """Thorough families meet every pair of values of two axes, the others the first value of each axis."""
+    met = covering(*axes.values())
+    return pytest.mark.parametrize(
+        ("name", *axes), [(name, *values) for name in of for values in (met if name in THOROUGH else met[:1])]
+    )
+
+
+def covering(*axes: Sequence[Any]) -> list[tuple]:
+    """Combinations of the axes' values in which every pair of values of two axes is met; all of their first first."""
+    places = list(combinations(range(len(axes)), 2)) if len(axes) > 1 else [(0, 0)]
+    left = list(product(*(range(len(axis)) for axis in axes)))
+
+    def pairs(choice: tuple[int, ...]) -> set[tuple[int, ...]]:
+        return {(a, b, choice[a], choice[b]) for a, b in places}
+
+    missing = set().union(*map(pairs, left))
+    chosen: list[tuple[int, ...]] = []
+    while missing:
+        best = max(left, key=lambda choice: len(pairs(choice) & missing)) if chosen else left[0]
+        chosen.append(best)
+        missing -= pairs(best)
+    return [tuple(axis[place] for axis, place in zip(axes, choice, strict=True)) for choice in chosen]
+
+
+def rotated(values: Iterable[str], share: int = 2) -> list[tuple[str, str]]:
+    """Thorough families with every value; of the others each with every ``share``-th, from one further on."""
+    values = list(values)
+    return [
+        (name, value)
+        for number, name in enumerate(FAMILIES)
+        for value in (values if name in THOROUGH else values[number % share :: share])
     ]
-    return pytest.mark.parametrize(("name", *axes), combinations)
+
+
+@pytest.fixture(autouse=True)
+def no_gradients() -> Iterator[None]:
+    """As where models answer; a suite that imports this has it in every test."""
+    with torch.no_grad():
+        yield
 
 
 def fitting(model: PreTrainedModel, chosen: PruningConfig) -> PruningConfig:
@@ -100,6 +156,48 @@ def run_pruned(
             decoded.append(output.logits)
         handle.remove()
     return hidden[0], logits, torch.cat(decoded, 1) if decoded else None, pruner.report
+
+
+def equals_masking(name: str, attention: str, inputs: dict, chosen: PruningConfig) -> None:
+    """A prompt, pruned, and tokens after it, equal the whole sequence under a mask that hides the pruned tokens.
+
+    Args:
+        name: of a tiny model.
+        attention: its backend.
+        inputs: padded on the left, if at all.
+        chosen: of a method that changes no token, with original positions.
+    """
+    model = tiny(name, attention)
+    schedule = [(step.layer, step.keep_ratio) for step in chosen.schedule]
+    rows, length = inputs["input_ids"].shape
+    forced = forced_tokens(rows)
+    hidden, logits, decoded, report = run_pruned(model, inputs, chosen, forced)
+
+    whole = extended(model, inputs, forced)
+    kept = [entry.kept for entry in report]
+    reference = tiny(name, "sdpa" if attention == "fake_flash" else attention)
+    stock, untouched = run_stock(reference, whole)
+    masks = attention_masks(stock, whole, kept, schedule)
+    masked_hidden, masked_logits = run_masked(reference, whole, masks)
+
+    torch.testing.assert_close(hidden[:, -1], masked_hidden[:, length - 1], **EXACT)
+    torch.testing.assert_close(decoded, masked_logits[:, length:], **EXACT)
+    for row in range(rows):
+        padding = int((inputs["attention_mask"][row] == 0).sum())
+        left = is_visual(inputs)[row].logical_not()
+        left[:padding] = False
+        left[kept[row][-1] + padding] = True
+        survivors = left.nonzero()[:, 0]
+        torch.testing.assert_close(logits[row, -len(survivors) :], masked_logits[row, survivors], **EXACT)
+        text = ~is_visual(inputs)[row, survivors]
+        assert text.sum() == (inputs["attention_mask"][row].bool() & ~is_visual(inputs)[row]).sum()
+
+    assert (untouched[:2, length - 1] - hidden[:2, -1]).abs().max() > 1e-2  # the test has teeth
+
+
+def claim(model: PreTrainedModel, kind: str, attention: str, refusal: str | None) -> tuple[str, tuple[str, ...]]:
+    """What a passed test shows of a tiny model, for ``record_property``: that it ran, or why not."""
+    return "support", (model.config.model_type, kind, attention, refusal or "")
 
 
 def generated(model: PreTrainedModel, inputs: dict, **options: Any) -> Any:

@@ -16,7 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_flash_attention_utils import _is_packed_sequence
 
-from tiny_models.family import FIRST_WORD, IMAGE_TOKEN, LAYERS, VIDEO_TOKEN, WORDS, TinyFamily
+from multimodal.testing.tiny_models.family import FIRST_WORD, IMAGE_TOKEN, LAYERS, VIDEO_TOKEN, WORDS, TinyFamily
 
 # what this version of transformers calls a cache, as an argument and in outputs
 CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"

@@ -19,7 +19,7 @@ from transformers import (
     VipLlavaForConditionalGeneration,
 )
 
-from tiny_models.family import IMAGE_TOKEN, TEXT, VISION, Media, TinyFamily, Token, square
+from multimodal.testing.tiny_models.family import IMAGE_TOKEN, TEXT, VISION, Media, TinyFamily, Token, square
 
 SIDE = 8
 

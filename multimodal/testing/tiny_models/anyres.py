@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 from transformers import PreTrainedModel
 
-from tiny_models.family import IMAGE_TOKEN, VISION, Media, Token, square
+from multimodal.testing.tiny_models.family import IMAGE_TOKEN, VISION, Media, Token, square
 
 PINPOINTS = [[32, 64], [64, 32], [64, 64], [32, 96], [96, 32]]
 SIZES = [(40, 60), (64, 64), (30, 90), (32, 32)]

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor, nn
 from transformers import PreTrainedModel, Qwen2Config, VideoLlama3Config, VideoLlama3ForConditionalGeneration
 
-from tiny_models.family import (
+from multimodal.testing.tiny_models.family import (
     IMAGE_TOKEN,
     TEXT,
     VIDEO_TOKEN,
@@ -18,7 +18,7 @@ from tiny_models.family import (
     Token,
     pooled,
 )
-from tiny_models.qwen_vl import PATCH, flattened, raster_order, restored
+from multimodal.testing.tiny_models.qwen_vl import PATCH, flattened, raster_order, restored
 
 GRIDS = [(3, 5), (4, 4), (5, 3), (2, 6)]  # patches
 VIDEO = (3, 4, 6)  # frames, patches

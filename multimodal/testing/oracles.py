@@ -9,13 +9,13 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import tiny_models
 import torch
-from tiny_models.family import Token
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from multimodal import PruningConfig
+from multimodal.testing import tiny_models
+from multimodal.testing.tiny_models.family import Token
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.3, 0.2, 0.25)
 
@@ -54,18 +54,24 @@ def hooked(handles: list[Any]) -> Iterator[None]:
             handle.remove()
 
 
-def stock_masks(model: PreTrainedModel, inputs: dict) -> list[Tensor]:
-    """What each layer of the stock model lets each token see ``[B, L, L]``, by what it is given."""
+def run_stock(model: PreTrainedModel, inputs: dict) -> tuple[list[Tensor], Tensor]:
+    """What each layer of the stock model lets each token see ``[B, L, L]``, by what it is given; the final states."""
     seen: list[Any] = []
     handles = [
         layer.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["attention_mask"]), with_kwargs=True)
         for layer in text_layers(model)
     ]
     with hooked(handles):
-        model.model(**inputs, use_cache=False)
+        final = model.model(**inputs, use_cache=False).last_hidden_state
     rows, length = inputs["input_ids"].shape
     causal = torch.ones(rows, length, length, dtype=torch.bool).tril()
-    return [causal if m is None else (m if m.dtype == torch.bool else m == 0)[:, 0].expand_as(causal) for m in seen]
+    masks = [causal if m is None else (m if m.dtype == torch.bool else m == 0)[:, 0].expand_as(causal) for m in seen]
+    return masks, final
+
+
+def stock_masks(model: PreTrainedModel, inputs: dict) -> list[Tensor]:
+    """What each layer of the stock model lets each token see ``[B, L, L]``."""
+    return run_stock(model, inputs)[0]
 
 
 def attention_masks(
@@ -74,7 +80,7 @@ def attention_masks(
     """Each layer's additive mask ``[B, 1, L, L]``: the stock model's, with pruned tokens hidden.
 
     Args:
-        stock: see :func:`stock_masks`.
+        stock: see :func:`run_stock`.
         inputs: of the unpruned batch, padded on the left.
         kept: for each row and step the kept visual tokens, in the row's own coordinates.
         schedule: pruning steps.

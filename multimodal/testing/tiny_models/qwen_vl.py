@@ -19,7 +19,7 @@ from transformers import (
     Qwen3VLMoeForConditionalGeneration,
 )
 
-from tiny_models.family import (
+from multimodal.testing.tiny_models.family import (
     IMAGE_TOKEN,
     TEXT,
     VIDEO_TOKEN,

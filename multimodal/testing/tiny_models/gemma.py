@@ -17,7 +17,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from tiny_models.family import IMAGE_TOKEN, TEXT, VISION, Media, TinyFamily, Token, pooled, square
+from multimodal.testing.tiny_models.family import IMAGE_TOKEN, TEXT, VISION, Media, TinyFamily, Token, pooled, square
 
 SIDE = 8  # patches
 POOLED = 2  # patches along a Gemma 3 token

@@ -13,8 +13,8 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from tiny_models import ovis2
-from tiny_models.family import IMAGE_TOKEN, LAYERS, TEXT, VISION, TinyFamily
+from multimodal.testing.tiny_models import ovis2
+from multimodal.testing.tiny_models.family import IMAGE_TOKEN, LAYERS, TEXT, VISION, TinyFamily
 
 WINDOW = 24
 

@@ -4,7 +4,17 @@ import torch
 from torch import Generator, Tensor, nn
 from transformers import Ovis2Config, Ovis2ForConditionalGeneration, PreTrainedModel, Qwen2Config
 
-from tiny_models.family import IMAGE_TOKEN, SEPARATOR, TEXT, VISION, VISION_START, Media, TinyFamily, Token, pooled
+from multimodal.testing.tiny_models.family import (
+    IMAGE_TOKEN,
+    SEPARATOR,
+    TEXT,
+    VISION,
+    VISION_START,
+    Media,
+    TinyFamily,
+    Token,
+    pooled,
+)
 
 SIDE, MERGE = 8, 2
 TILES = [1, 3, 1, 4]

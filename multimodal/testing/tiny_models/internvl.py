@@ -12,7 +12,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from tiny_models.family import (
+from multimodal.testing.tiny_models.family import (
     IMAGE_TOKEN,
     TEXT,
     VISION,

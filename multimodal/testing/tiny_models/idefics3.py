@@ -14,7 +14,7 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
-from tiny_models.family import IMAGE_TOKEN, SEPARATOR, TEXT, VISION, Media, TinyFamily, Token, pooled
+from multimodal.testing.tiny_models.family import IMAGE_TOKEN, SEPARATOR, TEXT, VISION, Media, TinyFamily, Token, pooled
 
 SIDE, MERGE = 8, 2
 TILES = [1, 3, 1, 4]

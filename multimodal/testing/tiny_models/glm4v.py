@@ -13,8 +13,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from tiny_models import qwen_vl
-from tiny_models.family import (
+from multimodal.testing.tiny_models import qwen_vl
+from multimodal.testing.tiny_models.family import (
     IMAGE_TOKEN,
     SEPARATOR,
     TEXT,
