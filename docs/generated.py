@@ -61,18 +61,22 @@ def parameters(method: type[Method]) -> Iterator[str]:
 def evidence(method: type[Method]) -> Iterator[str]:
     """A list of what a method declares with its defaults and at the ends of its parameters' ranges."""
     own = method.model_validate({"name": method.model_fields["name"].default})
-    variants = [own]
+    variants = []
     for name, field in method.model_fields.items():
         ends = [end for each in field.metadata if isinstance(each, SearchRange) for end in (each.low, each.high)]
         variants += [own.model_copy(update={name: type(field.default or end)(end)}) for end in ends]
-    declared = {type(each): each for variant in reversed(variants) for each in variant.evidence}
-    for request in declared.values():
+    declared = dict.fromkeys(own.evidence)
+    for request in (each for variant in variants for each in variant.evidence):
+        if type(request) not in map(type, declared):  # is asked for under other parameters alone
+            declared[request] = None
+    for request in declared:
         yield f"- `{request}`: {_first_sentence(type(request))}"
-    if "tokens.features" in inspect.getsource(inspect.getmodule(method)):
+    reads_features = "tokens.features" in inspect.getsource(inspect.getmodule(method))
+    if reads_features:
         yield "- `tokens.features`: embeddings of the visual tokens before the language model, hidden states inside it."
     if own.tower is not None:
         yield "- Inside the vision tower, behind each layer: what that layer compared and made of the patches."
-    if not declared and "tokens.features" not in inspect.getsource(inspect.getmodule(method)):
+    if not declared and not reads_features:
         yield "Nothing but where tokens lie."
     if method.first_layer > 0:
         yield f"\nIts steps are inside the language model: the first may come before layer {method.first_layer}."
@@ -129,7 +133,7 @@ class _Lines(Preprocessor):
         return [ROLE.sub(_code, line) for line in whole]
 
 
-def makeExtension(**options: Any) -> Generated:  # noqa: N802 (Python-Markdown's name)
+def makeExtension(**options: Any) -> Generated:
     """What Python-Markdown asks a module for."""
     return Generated(**options)
 

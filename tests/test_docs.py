@@ -57,8 +57,14 @@ def test_a_page_says_what_pruning_does(found, capsys):
     assert capsys.readouterr().out.startswith("0.22")  # 77 in three layers, 38 in three: 57.5 of 256
 
 
+@pytest.fixture(scope="module")
+def composed() -> set[tuple[str, ...]]:
+    """Command lines that did already; many pages show the same."""
+    return set()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_command_lines_compose(page):
+def test_command_lines_compose(page, composed):
     register_resolvers()
     with initialize_config_module("conf", version_base="1.3"):
         for command in commands(page.read_text()):
@@ -66,7 +72,9 @@ def test_command_lines_compose(page):
             arguments = [each for each in shlex.split(command, comments=True)[1:] if each not in flags]
             if "--multirun" in command:
                 arguments = [re.sub(r"^([\w/]+=\w+)(,\w+)+$", r"\1", each) for each in arguments]  # its first run
-            compose("config", overrides=spelt_out(arguments))
+            if (overrides := tuple(spelt_out(arguments))) not in composed:
+                compose("config", overrides=list(overrides))
+                composed.add(overrides)
 
 
 def commands(text: str) -> list[str]:
@@ -108,6 +116,10 @@ def test_a_method_page_is_made_from_its_class(monkeypatch):
     assert lines[start + 1] == "  number ≥ 0, ≤ 1 · default `0.0` · searched from 0 to 1, first 0 and 0.75"
     assert "| prumerge | 85.8 | 39.2 | 24.2 | 55.6 |" in lines  # docs/compare.md's tables
     assert [line.split("(")[0] for line in lines if line.startswith("- `")] == ["- `GlobalAttention", "- `VisionKeys"]
+    queries = [line for line in generated.reference("flowcut") if line.startswith("- `LanguageVectors(")]
+    assert [re.findall(r"'(\w+)'", line) for line in queries] == [
+        *(["queries", "last"], ["keys", "visual"], ["values", "last"], ["values", "visual"])
+    ]
     assert "2403.15388" in next(generated.source("prumerge"))
 
 
