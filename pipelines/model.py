@@ -29,6 +29,7 @@ class OpenedModel:
     processor: ProcessorMixin
     modules: Modules
     tuned_for: TunedModel
+    adapter: str | None = None
 
     @property
     def normalization(self) -> Normalization:
@@ -40,11 +41,14 @@ class OpenedModel:
     def identity(self) -> str:
         """A digest of all that changes what the model sees and says, for caches."""
         folder = Path(self.model.config._name_or_path)
-        weights = (file for file in folder.glob("*") if file.suffix in WEIGHTS or file.name.endswith(WEIGHTS_BESIDE))
+        folders = [folder] if self.adapter is None else [folder, Path(self.adapter)]
+        files = (file for each in folders for file in each.glob("*"))
+        weights = (file for file in files if file.suffix in WEIGHTS or file.name.endswith(WEIGHTS_BESIDE))
         generation = getattr(self.model, "generation_config", None)
         return digest(
             {
                 "model": self.tuned_for.model_dump(),
+                "adapter": self.adapter,
                 "config": self.model.config.to_json_string(),
                 "generation": None if generation is None else generation.to_json_string(),
                 "files": sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in weights),
@@ -106,7 +110,7 @@ def _open(settings: ModelSettings) -> OpenedModel:
         architecture=type(model).__name__,
         layers=len(modules.text_layers),
     )
-    return OpenedModel(model, processor, modules, tuned_for)
+    return OpenedModel(model, processor, modules, tuned_for, settings.adapter)
 
 
 def build_random(settings: ModelSettings) -> PreTrainedModel:

@@ -39,7 +39,7 @@ def imported(package: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("package", "extras"),
-    [("multimodal", ["dino"]), ("search", ["search", "postgres"]), ("pipelines", ["search", "slurm", "ray"])],
+    [("multimodal", ["dino", "dev"]), ("search", ["search", "postgres"]), ("pipelines", ["search", "slurm", "ray"])],
 )
 def test_what_a_package_imports_is_installed_with_it(package, extras):
     there = named(PROJECT["dependencies"]).union(*(named(PROJECT["optional-dependencies"][each]) for each in extras))

@@ -13,9 +13,9 @@ class ModelSettings(Group):
     revision: str | None
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     device: str
-    device_map: str | None
-    quantization: Literal["bnb-4bit", "bnb-8bit"] | None
-    adapter: PathText | None
+    device_map: str | None = None
+    quantization: Literal["bnb-4bit", "bnb-8bit"] | None = None
+    adapter: PathText | None = None
     attention: str
     weights: Literal["pretrained", "random"]
     trust_remote_code: bool

@@ -32,7 +32,7 @@ def check(workspace: Workspace) -> None:
     methods_of(workspace.settings)
     budgets_of(workspace.settings)
     if workspace.settings.compare.tuned:
-        search.check(workspace)
+        search.check_services(workspace)
     check_store(workspace.settings.tracking.uri, workspace.settings.tracking.experiment)
 
 

@@ -62,8 +62,17 @@ def check(workspace: Workspace) -> None:
     Raises:
         FlowpruneError: settings that do not go together, an unreachable storage, tracking store or budget.
     """
+    check_services(workspace)
+    if workspace.known_study is None:
+        check_budget(workspace)
+
+
+def check_services(workspace: Workspace) -> None:
+    """Say what of a search's surroundings does not answer.
+
+    Raises:
+        FlowpruneError: settings that do not go together, an unreachable storage or tracking store.
+    """
     check_pairing(workspace.settings)
     open_storage(workspace.settings.storage)
     check_store(workspace.settings.tracking.uri, workspace.settings.tracking.experiment)
-    if workspace.known_study is None:
-        check_budget(workspace)
