@@ -38,9 +38,11 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
     return np.rint(255 * (deep - low) / ((high - low) or 1)).astype(np.uint8)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Picture:
     """A picture that is decoded whenever it is asked for, so that many large ones need no memory.
+
+    Two are the same if their keys are.
 
     Args:
         shown: gives it, as RGB.
@@ -51,6 +53,12 @@ class Picture:
     shown: Callable[[], Image.Image]
     key: Callable[[], str]
     check: Callable[[], object] = lambda: None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Picture) and self.key() == other.key()
+
+    def __hash__(self) -> int:
+        return hash(self.key())
 
     def changed(self, change: Callable[[Image.Image], Image.Image], name: str) -> "Picture":
         """The same, changed in a way that has a name."""

@@ -1,5 +1,6 @@
 """The main job on a checkpoint of another family, with the family's own processor and photographs of several sizes."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -114,6 +115,9 @@ def settings_of(checkpoint: Path) -> ModelSettings:
         revision=None,
         dtype="auto",
         device="cpu",
+        device_map=None,
+        quantization=None,
+        adapter=None,
         attention="sdpa",
         weights="pretrained",
         trust_remote_code=False,
@@ -150,6 +154,11 @@ def test_what_changes_features_changes_the_key(checkpoint: Path, tmp_path: Path)
         before = opened.identity
         (tmp_path / "model" / name).write_text("{}")
         assert opened.identity != before, name
+    (tmp_path / "adapter").mkdir()
+    tuned = dataclasses.replace(opened, adapter=str(tmp_path / "adapter"))
+    before = tuned.identity
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"1")
+    assert len({opened.identity, before, tuned.identity}) == 3
 
 
 def test_a_picture_that_the_processor_refuses_is_named(checkpoint: Path) -> None:
