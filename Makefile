@@ -6,7 +6,7 @@ OLDEST := .venv-oldest
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint pytest test-oldest support train-tiny train-dino ui clean
+.PHONY: help install demo test lint docs pytest test-oldest support train-tiny train-dino ui clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -23,13 +23,16 @@ $(VENV)/.installed: pyproject.toml
 demo: install ## The main job on the shipped model: calibrate, search 60 trials, validate, export.
 	$(BIN)/flowprune stages=[calibrate,search,maps,validate,export]
 
-test: lint pytest ## Lint, types, import rules and tests.
+test: lint docs pytest ## Lint, types, import rules, documentation and tests.
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+docs: install ## Build the documentation into site/; warnings are errors.
+	PYTHONPATH=docs $(BIN)/python -m zensical build --clean --strict
 
 pytest: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
@@ -39,8 +42,8 @@ test-oldest: ## The library's tests on the oldest supported transformers, in .ve
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' transformers==5.0.0
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest tests/multimodal multimodal/testing $(PARALLEL)
 
-support: install ## Write the README's table of families, prompts and attention backends from what the suites run.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest multimodal/testing/pruning.py tests/multimodal/test_conversations.py -k "masking or reason or later_images" --support README.md
+support: install ## Write docs/families.md's table of families, prompts and attention backends from what the suites run.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest multimodal/testing/pruning.py tests/multimodal/test_conversations.py -k "masking or reason or later_images" --support docs/families.md
 
 train-tiny: install ## Train the shipped model again (about half an hour on one quiet core).
 	$(BIN)/python -m pipelines.train_tiny
@@ -52,5 +55,5 @@ train-dino: install ## Train the model on DINOv2 again, after train-tiny (about 
 ui: install ## Compare trials in the MLflow UI, at http://127.0.0.1:5000.
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db
 
-clean: ## Remove runs, caches and the local MLflow store; keep .venv.
-	rm -rf runs cache mlruns/mlflow.db* mlruns/artifacts
+clean: ## Remove runs, caches, the site and the local MLflow store; keep .venv.
+	rm -rf site runs cache mlruns/mlflow.db* mlruns/artifacts

@@ -1,6 +1,6 @@
-"""The README's table of what the contract suites really ran: family × kind of prompt × attention backend.
+"""The table in docs/families.md of what the contract suites really ran: family × kind of prompt × attention backend.
 
-Tests say what they prove with ``record_property("support", …)``; ``pytest --support README.md`` writes the table.
+Tests say what they prove with ``record_property("support", …)``; ``pytest --support FILE`` writes the table into FILE.
 """
 
 import re
