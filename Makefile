@@ -6,7 +6,7 @@ OLDEST := .venv-oldest
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint docs pytest test-oldest support train-tiny train-dino ui clean
+.PHONY: help install demo test lint docs pytest test-oldest support train-tiny train-dino ui picture clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ train-dino: install ## Train the model on DINOv2 again, after train-tiny (about 
 
 ui: install ## Compare trials in the MLflow UI, at http://127.0.0.1:5000.
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db
+
+picture: install ## Take docs/studies.png, the table of studies, with chromium.
+	$(BIN)/python docs/picture.py docs/studies.png
 
 clean: ## Remove runs, caches, the site and the local MLflow store; keep .venv.
 	rm -rf site runs cache mlruns/mlflow.db* mlruns/artifacts

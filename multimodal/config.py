@@ -70,6 +70,7 @@ class Provenance(_Strict):
 
     Args:
         study, trial: the search, and which of its trials.
+        study_id: which of all studies of that name, wherever they are stored.
         calibration_discrepancy: what the search minimised, mean over the calibration samples.
         objective: what that is: ``discrepancy``, or ``kl`` of the next token's distribution.
         heldout_discrepancy, heldout_digest: on samples that the search never saw, and their digest.
@@ -78,6 +79,7 @@ class Provenance(_Strict):
     """
 
     study: str
+    study_id: str | None = None
     trial: int
     calibration_discrepancy: float
     objective: Literal["discrepancy", "kl"] = "discrepancy"

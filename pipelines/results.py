@@ -5,17 +5,18 @@ from pathlib import Path
 
 import optuna
 
+from multimodal import PruningConfig
 from pipelines.console import console, counted
 from pipelines.figures.front import plot_front
 from pipelines.figures.parameters import plot_importance, plot_parallel
 from pipelines.figures.search_history import plot_search
-from pipelines.tracking import keep_with_study
+from pipelines.tracking import keep_with_study, log_with_study, samples_of
 from pipelines.workspace import Workspace
 from search.credentials import masked
 from search.snapshot import dump_study
 from search.study import best_trial, best_trials, discrepancy, done_trials, outcome, spent
 from search.tracking import trial_metrics
-from search.tuned import tuned_config
+from search.tuned import check_tuned, tuned_config
 
 FEWEST = 4  # trials that say anything about parameters
 
@@ -23,6 +24,7 @@ FEWEST = 4  # trials that say anything about parameters
 def conclude(workspace: Workspace, study: optuna.Study) -> None:
     """Write what the study found, and keep it with its run."""
     keep_with_study(workspace, [write_settings(workspace), *write_results(workspace, study)])
+    log_calibration(workspace, study)
     for part in workspace.each_budget():
         keep_with_study(part, [part.tuned])
     for budget, best in best_trials(study).items():
@@ -31,6 +33,25 @@ def conclude(workspace: Workspace, study: optuna.Study) -> None:
             f"best of {counted(len(own), 'trial')}: discrepancy {discrepancy(best):.4f} at {spent(best).measure} "
             f"{spent(best).met:.4g} (trial {best.number})"
         )
+
+
+def log_calibration(workspace: Workspace, study: optuna.Study) -> None:
+    """Log the calibration samples as the data of the study's run, and of each budget's."""
+    settings = study.user_attrs["settings"]
+    samples = samples_of(workspace, "calibration", settings["data"], settings["samples"])
+    for part in workspace.each_budget():
+        log_with_study(part, {}, samples)
+
+
+def check_own(workspace: Workspace, study: optuna.Study) -> None:
+    """Refuse a folder that holds the results of another study of the same name, from another storage.
+
+    Raises:
+        FlowpruneError: it does.
+    """
+    for part in workspace.each_budget():
+        if part.tuned.exists():
+            check_tuned(study, PruningConfig.from_pretrained(part.tuned), part.tuned)
 
 
 def write_results(workspace: Workspace, study: optuna.Study) -> list[Path]:
@@ -42,6 +63,7 @@ def write_results(workspace: Workspace, study: optuna.Study) -> list[Path]:
     Raises:
         FlowpruneError: the study has no complete trial of a budget.
     """
+    check_own(workspace, study)
     parts = list(workspace.each_budget())
     best = [best_trial(study, part.settings.budget.budgets[0]) for part in parts]
     for part, trial in zip(parts, best, strict=True):

@@ -1,18 +1,51 @@
 """The study's MLflow run: kept in step with the study, and given a stage's files."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
 from rich.markup import escape
 
-from multimodal import FlowpruneError
+from multimodal import FlowpruneError, PruningConfig
+from pipelines.commands import command
 from pipelines.console import console
+from pipelines.report_metrics import registry_figures, validated
 from pipelines.storage import named
 from pipelines.workspace import Workspace
 from search.credentials import masked
-from search.tracking import StudyRuns, Tracker, keep_files, open_store, register, trials_page
+from search.tracking import (
+    Samples,
+    StudyRuns,
+    Tracker,
+    check_store,
+    follow_moved,
+    keep_files,
+    log_found,
+    open_store,
+    register,
+    studies_page,
+    trials_page,
+)
+
+
+def store_of(workspace: Workspace) -> str:
+    """The address of the tracking store; a local one that was moved with its project finds its files again."""
+    tracking = workspace.settings.tracking
+    if tracking.artifacts is not None:
+        follow_moved(tracking.uri, Path(tracking.artifacts))
+    return tracking.uri
+
+
+def check_tracking(workspace: Workspace) -> None:
+    """Ask the tracking store whether it is there.
+
+    Raises:
+        FlowpruneError: it does not answer, it refuses the credentials, or the experiment was deleted.
+    """
+    check_store(store_of(workspace), workspace.settings.tracking.experiment)
+
 
 CANCELLED = "KILLED"  # MLflow's word
 
@@ -21,7 +54,7 @@ def study_runs(workspace: Workspace, study: optuna.Study) -> StudyRuns:
     """The study's runs in the settings' tracking store."""
     tracking = workspace.settings.tracking
     artifacts = None if tracking.artifacts is None else Path(tracking.artifacts)
-    return StudyRuns(open_store(tracking.uri), study, tracking.experiment, artifacts)
+    return StudyRuns(open_store(store_of(workspace)), study, tracking.experiment, artifacts)
 
 
 def keep_with_study(workspace: Workspace, paths: Sequence[Path], folder: str | None = None) -> None:
@@ -37,9 +70,41 @@ def keep_with_study(workspace: Workspace, paths: Sequence[Path], folder: str | N
         return
     try:
         inside = "/".join(name for name in (workspace.part, folder) if name) or None
-        keep_files(workspace.settings.tracking.uri, study, paths, inside)
+        keep_files(store_of(workspace), study, paths, inside)
     except FlowpruneError as error:
-        console.print(f"[yellow]{escape(str(error))}[/]")
+        say_how_to_sync(workspace, error)
+
+
+def log_with_study(workspace: Workspace, metrics: Mapping[str, float], samples: Samples | None = None) -> None:
+    """Log what was found with the run of the study, or of its budget; a store that does not take it is said, and stops
+    nothing.
+
+    Args:
+        workspace: names the study, the budget and the tracking store.
+        metrics: by name.
+        samples: what they were measured on.
+    """
+    study, budgets = workspace.known_study, workspace.settings.budget.budgets
+    if study is None:
+        return
+    budget = budgets[0] if workspace.settings.search.pareto and len(budgets) == 1 else None
+    try:
+        log_found(store_of(workspace), study, budget, metrics, samples)
+    except FlowpruneError as error:
+        say_how_to_sync(workspace, error)
+
+
+def samples_of(workspace: Workspace, part: str, digest: str, count: int) -> Samples:
+    """Samples as MLflow's datasets name them."""
+    return Samples(workspace.settings.data.path or workspace.settings.data.source, part, digest, count)
+
+
+def say_how_to_sync(workspace: Workspace, error: FlowpruneError) -> None:
+    """Print what the tracking store did not take, and the command that logs it when the store is mended."""
+    console.print(f"[yellow]{escape(str(error))}[/]")
+    console.print(
+        "when it is mended, this logs it:", escape(command(workspace, "sync")), soft_wrap=True, highlight=False
+    )
 
 
 def register_with_study(workspace: Workspace, path: Path) -> None:
@@ -53,23 +118,36 @@ def register_with_study(workspace: Workspace, path: Path) -> None:
     if study is None:
         return
     try:
-        found = register(workspace.settings.tracking.uri, study, workspace.settings.model.name, path)
+        found = register(store_of(workspace), study, workspace.settings.model.name, path, _figures(workspace, path))
     except FlowpruneError as error:
-        console.print(f"[yellow]{escape(str(error))}[/]")
+        say_how_to_sync(workspace, error)
         return
     if found is not None:
         rank = " (champion)" if found.is_champion else ""
         console.print(f"registered: {found.name}/{found.version}{rank}")
 
 
+def _figures(workspace: Workspace, path: Path) -> dict[str, float]:
+    """What validate found of an exported config, and what it keeps."""
+    found = {}
+    if workspace.validation.exists():
+        report = json.loads(workspace.validation.read_text(encoding="utf-8"))
+        origin = PruningConfig.from_pretrained(path).provenance
+        same = ("study", "study_id", "trial", "data_digest")
+        if origin is not None and report["tuned"] and all(report["tuned"].get(n) == getattr(origin, n) for n in same):
+            found = registry_figures(validated(report)) | {"retention": report["contenders"]["tuned"]["retention"]}
+    return found
+
+
 def say_how_to_compare(workspace: Workspace) -> None:
     """Print how to open the study's trials in the MLflow UI."""
     study, uri = workspace.known_study, workspace.settings.tracking.uri
     page = None if study is None else trials_page(uri, study)
-    if page is not None:
+    if study is not None and page is not None:
         if not uri.startswith("http"):
             console.print(f"compare the trials: [bold]mlflow ui --backend-store-uri {masked(uri)}[/]", soft_wrap=True)
         console.print(f"then open {page}", soft_wrap=True, highlight=False)
+        console.print(f"all studies: {studies_page(uri, study)}", soft_wrap=True, highlight=False)
 
 
 @contextmanager
@@ -93,12 +171,13 @@ def tracked(workspace: Workspace, study: optuna.Study, beside_others: bool = Fal
         end_tracking(workspace, tracker, status)
 
 
-def end_tracking(workspace: Workspace, tracker: Tracker, status: str) -> None:
+def end_tracking(workspace: Workspace, tracker: Tracker, status: str | None) -> None:
     """Close a tracker, and say what it could not log; ``status`` is MLflow's word for how the search ended."""
     tracker.close(status)
     if tracker.lost:
         console.print(
             f"[yellow]MLflow at {masked(workspace.settings.tracking.uri)} was lost ({escape(tracker.lost)}); trials "
             f"are safe in {named(workspace.settings.storage)}: "
-            f"flowprune stages=\\[sync], or the next run of this study, logs them.[/]"
+            "the next run of this study logs them, or this:[/]"
         )
+        console.print(escape(command(workspace, "sync")), soft_wrap=True, highlight=False)

@@ -14,7 +14,7 @@ from pipelines.storage import open_storage
 from pipelines.workspace import Workspace
 from search.objective import Objective, measure_named
 from search.space import Space
-from search.study import open_study
+from search.study import label_study, open_study
 from search.tracking import Tracker
 from search.worker import run_worker
 
@@ -74,6 +74,12 @@ def join(workspace: Workspace, worker: int = 0) -> Search:
         worker,
         objectives=2 if workspace.settings.search.pareto else 1,
         guesses=space.guesses,
+    )
+    label_study(
+        study,
+        model=workspace.settings.model.name,
+        data=workspace.settings.data.path or workspace.settings.data.source,
+        trials=workspace.settings.search.trials,
     )
     return Search(study, space, objective, worker)
 

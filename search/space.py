@@ -19,7 +19,7 @@ from search.budget import Cost, check_reachable
 from search.choice import MethodChoice, declared_ranges
 from search.schedules import Schedules
 
-BUDGET = "budget"  # the parameter that says which of several budgets a trial has
+BUDGET = "budget_number"  # the parameter that says which of several budgets a trial has
 METHOD = "method"  # the parameter that says which of several methods
 SHARE = 0.8  # guess for the shares of a schedule: most tokens for the first layers, few after the last step
 STEEPEST = 50.0  # of a schedule's curve: it falls within a tenth of the depth

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ from multimodal.config import Budget
 from search.sampler import make_sampler
 
 OBJECTIVES = {"discrepancy": "discrepancy", "kl": "next_token_kl"}  # what tables and tracking call each
+
+ID = "study_id:"  # begins the attributes, one a worker that was first, that tell a study from others of its name
+LABELS = "labels"  # the attribute that holds what people call a study's model and data, and its first target
 
 
 def digest(description: Mapping[str, Any]) -> str:
@@ -86,6 +90,21 @@ def check_ours(study: optuna.Study) -> None:
     begun = study.user_attrs or study.get_trials(deepcopy=False)  # else another worker is making it
     if begun and not ours:
         raise FlowpruneError(f"Study {study.study_name!r} was not made by flowprune: choose another study=NAME.")
+
+
+def study_ids(study: optuna.Study) -> list[str]:
+    """What a study is known by, wherever it is stored: one id, or several if workers were the first at one moment."""
+    while True:
+        known = [name for name in study.user_attrs if name.startswith(ID)]
+        if known:
+            return sorted(name.removeprefix(ID) for name in known)
+        study.set_user_attr(ID + uuid.uuid4().hex, True)
+
+
+def label_study(study: optuna.Study, **labels: str | int) -> None:
+    """Keep what people call a study's model and data, and its target, as they were when it was made."""
+    if LABELS not in study.user_attrs:
+        study.set_user_attr(LABELS, labels)
 
 
 def done_trials(study: optuna.Study) -> list[FrozenTrial]:

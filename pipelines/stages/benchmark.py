@@ -28,8 +28,10 @@ from pipelines.calibration import observed
 from pipelines.console import console
 from pipelines.model import build_random
 from pipelines.prompts import build_inputs
+from pipelines.report_metrics import benchmarked
 from pipelines.settings import Settings
 from pipelines.space import make_space, prompts_of
+from pipelines.tracking import log_with_study
 from pipelines.workspace import Workspace
 from search.calibration import CalibrationSample, observe_sample
 from search.objective import Objective
@@ -65,6 +67,8 @@ def run(workspace: Workspace) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     console.print(f"report: {path}")
+    if workspace.tuned.exists() and workspace.settings.benchmark.config is None:
+        log_with_study(workspace, benchmarked(report))
     return report
 
 

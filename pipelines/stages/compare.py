@@ -15,10 +15,11 @@ from pipelines.comparison.verdict import verdicts
 from pipelines.console import console
 from pipelines.figures.accuracy import save_accuracy
 from pipelines.figures.tiles import draw_tiles
+from pipelines.report_metrics import compared
 from pipelines.stages import search
+from pipelines.tracking import check_tracking, log_with_study
 from pipelines.workspace import Workspace
 from search.schedules import Schedules
-from search.tracking import check_store
 
 PAGE, FIGURE = "comparison.html", "comparison.png"
 
@@ -33,7 +34,7 @@ def check(workspace: Workspace) -> None:
     budgets_of(workspace.settings)
     if workspace.settings.compare.tuned:
         search.check_services(workspace)
-    check_store(workspace.settings.tracking.uri, workspace.settings.tracking.experiment)
+    check_tracking(workspace)
 
 
 def run(workspace: Workspace) -> Comparison:
@@ -67,7 +68,17 @@ def run(workspace: Workspace) -> Comparison:
         left_out,
     )
     _conclude(workspace, bench, comparison, unpruned, pruned)
+    _log_with_studies(workspace, comparison, entrants)
     return comparison
+
+
+def _log_with_studies(workspace: Workspace, comparison: Comparison, entrants: list[Entrant]) -> None:
+    """Log what was found of each tuned config with the run of its study."""
+    rows = {(row.method, row.budget): row for row in comparison.rows if row.variant == TUNED}
+    for each in entrants:
+        row = rows.get((each.name, each.workspace.settings.budget.budgets[0]))
+        if row is not None:
+            log_with_study(each.workspace, compared(row, comparison.unpruned))
 
 
 def _shares(entrants: list[Entrant]) -> list[tuple[float, float]]:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from multimodal import FlowpruneError, PruningConfig, prune
 from pipelines.console import console
-from pipelines.tracking import keep_with_study, register_with_study, say_how_to_compare
+from pipelines.tracking import keep_with_study, register_with_study, say_how_to_compare, store_of
 from pipelines.workspace import Workspace
 from search.tracking import config_of_run, config_registered
+from search.tuned import check_tuned
 
 
 def run(workspace: Workspace) -> Path:
@@ -21,7 +22,10 @@ def run(workspace: Workspace) -> Path:
     """
     if workspace.settings.run_id is not None or workspace.settings.registered is not None:
         return _fetch(workspace)
-    config = _with_heldout(PruningConfig.from_pretrained(workspace.tuned), workspace.validation)
+    tuned = PruningConfig.from_pretrained(workspace.tuned)
+    if (study := workspace.known_study) is not None:
+        check_tuned(study, tuned, workspace.tuned)
+    config = _with_heldout(tuned, workspace.validation)
     path = config.save_pretrained(workspace.folder)
     with prune(workspace.model.model, PruningConfig.from_pretrained(path)):
         pass
@@ -51,9 +55,9 @@ def _fetch(workspace: Workspace) -> Path:
     if settings.run_id is not None and settings.registered is not None:
         raise FlowpruneError("run_id and registered are both given: give one of them.")
     if settings.run_id is not None:
-        config = config_of_run(settings.tracking.uri, settings.run_id)
+        config = config_of_run(store_of(workspace), settings.run_id)
     else:
-        config = config_registered(settings.tracking.uri, settings.registered or "")
+        config = config_registered(store_of(workspace), settings.registered or "")
     if workspace.tuned.exists():
         raise FlowpruneError(f"{workspace.folder} is a study's own folder: set output=FOLDER for a config from MLflow.")
     path = config.save_pretrained(workspace.study_folder)

@@ -6,15 +6,15 @@ from pipelines.cluster import check_pairing, follow, launch
 from pipelines.console import console
 from pipelines.figures.ranked_trials import write_ranked
 from pipelines.progress import study_progress
-from pipelines.results import conclude
+from pipelines.results import check_own, conclude
 from pipelines.storage import open_storage
-from pipelines.tracking import keep_with_study, tracked
+from pipelines.tracking import check_tracking, keep_with_study, tracked
 from pipelines.trials import Search, check_budget, join, work
 from pipelines.workspace import Workspace
 from search.queue import fill
 from search.reaper import Reaper
 from search.study import best_trials, done_trials, spent
-from search.tracking import Tracker, check_store
+from search.tracking import Tracker
 from search.worker import interruptible
 
 
@@ -27,6 +27,7 @@ def run(workspace: Workspace) -> optuna.Study:
     check(workspace)
     search = join(workspace)
     study, target = search.study, workspace.settings.search.trials
+    check_own(workspace, study)
     dead = Reaper(study, target).reap(study.get_trials(deepcopy=False))
     if dead:
         numbers = ", ".join(map(str, dead))
@@ -75,4 +76,4 @@ def check_services(workspace: Workspace) -> None:
     """
     check_pairing(workspace.settings)
     open_storage(workspace.settings.storage)
-    check_store(workspace.settings.tracking.uri, workspace.settings.tracking.experiment)
+    check_tracking(workspace)

@@ -22,8 +22,9 @@ from pipelines.console import console
 from pipelines.data import Sample
 from pipelines.grading import answer_all, grade
 from pipelines.latency import study_latency
+from pipelines.report_metrics import validated
 from pipelines.space import make_space
-from pipelines.tracking import keep_with_study
+from pipelines.tracking import keep_with_study, log_with_study, samples_of
 from pipelines.workspace import Workspace
 from search.objective import Objective
 from search.stopwatch import Stopwatch
@@ -91,6 +92,8 @@ def run(workspace: Workspace) -> dict[str, Row]:
     console.print(_verdict(rows))
     console.print(f"report: {report}")
     keep_with_study(workspace, [report])
+    samples_used = samples_of(workspace, "heldout", cached.data_digest, len(samples))
+    log_with_study(workspace, validated(found), samples_used)
     return rows
 
 

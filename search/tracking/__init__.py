@@ -4,7 +4,9 @@ from search.tracking.comparison import Entry, log_comparison
 from search.tracking.facts import trial_metrics
 from search.tracking.fetch import config_of_run, config_registered, study_of_run
 from search.tracking.files import keep_files
-from search.tracking.pages import trials_page
+from search.tracking.found import Samples, log_found
+from search.tracking.moved import follow_moved
+from search.tracking.pages import studies_page, trials_page
 from search.tracking.registry import register
 from search.tracking.runs import StudyRuns
 from search.tracking.store import LOST, check_store, open_store, unreachable
@@ -13,15 +15,19 @@ from search.tracking.tracker import Tracker
 __all__ = [
     "LOST",
     "Entry",
+    "Samples",
     "StudyRuns",
     "Tracker",
     "check_store",
     "config_of_run",
     "config_registered",
+    "follow_moved",
     "keep_files",
     "log_comparison",
+    "log_found",
     "open_store",
     "register",
+    "studies_page",
     "study_of_run",
     "trial_metrics",
     "trials_page",

@@ -12,7 +12,7 @@ from multimodal import FlowpruneError
 from search.credentials import masked
 from search.study import digest
 from search.tracking.pages import runs_route, ui_of
-from search.tracking.store import LOST, find_experiment, open_store, reason
+from search.tracking.store import LOST, make_experiment, open_store, reason
 
 PARAMS = ("method", "variant", "budget")
 METRICS = ("heldout_accuracy", "lead_over_random", "hard_accuracy", "discrepancy", "retention", "kv_share", "speed_up")
@@ -56,7 +56,7 @@ def log_comparison(
     """
     try:
         client = open_store(uri)
-        number = _experiment(client, experiment, artifacts)
+        number = str(make_experiment(client, experiment, artifacts).experiment_id)
         run = _log(client, number, name, words, entries, files)
         client.set_experiment_tag(number, f"mlflow.sharedViewState.{run}", _view(run))
         return f"{ui_of(uri)}/{runs_route(number, run)}"
@@ -65,14 +65,6 @@ def log_comparison(
             f"MLflow at {masked(uri)} did not take the comparison ({reason(error)}): the same command logs it when it "
             "is mended."
         ) from error
-
-
-def _experiment(client: MlflowClient, name: str, artifacts: Path | None) -> str:
-    found = find_experiment(client, name)
-    if found is not None:
-        return str(found.experiment_id)
-    location = None if artifacts is None else artifacts.absolute().as_uri()
-    return str(client.create_experiment(name, location, {"mlflow.experimentKind": "custom_model_development"}))
 
 
 def _log(

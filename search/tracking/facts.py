@@ -2,28 +2,29 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
 import optuna
 from mlflow.entities import Metric, Param, Run, RunTag
 from optuna.trial import FrozenTrial, TrialState
 
+from multimodal.options import Measure
 from search.credentials import masked
-from search.study import best_trial, best_trials, discrepancy, outcome, spent, stopped_early
+from search.study import LABELS, discrepancy, outcome, stopped_early
 from search.tuned import tuned_config
 
-RUN = "mlflow_run"  # the study's attribute that names its run
+RUN = "mlflow_run"  # the study's attribute that names its run; RUN:BUDGET names that of one of several budgets
 FIGURES = ("samples", "retention", "kv_share", "flops_share", "latency_ms")
 ORIGIN = ("worker", "job", "error")
 CONFIG = "config"  # the tag that holds a trial's config, so that any trial can be exported
+FIGURE = "figure"  # the tag that says whether a trial's discrepancy was measured or, as it was stopped early, estimated
 
 
 def trial_metrics(trial: FrozenTrial) -> dict[str, float]:
-    """A trial's few figures; an early-stopped one's discrepancy is an estimate and has a name of its own."""
+    """A trial's few figures; an early-stopped one's discrepancy is an estimate, which its state says."""
     metrics: dict[str, float] = {}
     if trial.state == TrialState.COMPLETE:
-        name = trial.user_attrs.get("objective", "discrepancy")
-        metrics[f"{name}_estimated" if stopped_early(trial) else name] = discrepancy(trial)
+        metrics[trial.user_attrs.get("objective", "discrepancy")] = discrepancy(trial)
     if trial.duration is not None:
         metrics["seconds"] = trial.duration.total_seconds()
     return metrics | {name: float(trial.user_attrs[name]) for name in FIGURES if name in trial.user_attrs}
@@ -50,37 +51,41 @@ def entities(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
     tags |= {name: masked(str(trial.user_attrs[name])) for name in ORIGIN if name in trial.user_attrs}
     if trial.state == TrialState.COMPLETE:
         tags[CONFIG] = tuned_config(study, trial).model_dump_json()
+        tags[FIGURE] = "estimated" if stopped_early(trial) else "measured"
     return {
         "metrics": [Metric(name, value, ended(trial), 0) for name, value in trial_metrics(trial).items()],
-        "params": [Param(name, value) for name, value in _params(trial).items()],
+        "params": [Param(name, value) for name, value in trial_params(study, trial).items()],
         "tags": [RunTag(name, value) for name, value in tags.items()],
     }
 
 
-def agrees(run: Run, trial: FrozenTrial) -> bool:
+def agrees(study: optuna.Study, run: Run, trial: FrozenTrial) -> bool:
     """Whether a run says what Optuna knows of a finished trial."""
     return (
         run.info.status == status(trial)
         and run.data.tags.get("state") == outcome(trial)
-        and run.data.params == _params(trial)
+        and run.data.params == trial_params(study, trial)
         and run.data.metrics == trial_metrics(trial)
     )
 
 
-def _params(trial: FrozenTrial) -> dict[str, str]:
-    return {name: str(value) for name, value in trial.user_attrs.get("parameters", {}).items()}
+def trial_params(study: optuna.Study, trial: FrozenTrial) -> dict[str, str]:
+    """What a trial ran: what all trials of the study share, what was suggested, under the names that optuna-dashboard
+    shows, and the parameters that follow from it."""
+    own = trial.params | trial.user_attrs.get("parameters", {})
+    return shared_params(study) | {name: str(value) for name, value in own.items()}
 
 
-def study_metrics(study: optuna.Study) -> dict[str, float]:
-    """The figures of a study's best trial, with several budgets of the best of each; none as long as there is none."""
-    best = best_trials(study)
-    if len(study.directions) == 1:
-        return trial_metrics(best_trial(study)) if best else {}
-    return {
-        f"{name} at {spent(trial).measure} {budget:g}": figure
-        for budget, trial in best.items()
-        for name, figure in trial_metrics(trial).items()
-    }
+def shared_params(study: optuna.Study) -> dict[str, str]:
+    """The parameters that a study and its trials have in common."""
+    settings = study.user_attrs["settings"]
+    model = study.user_attrs.get(LABELS, {}).get("model", settings["model"]["id"])
+    return {"model": str(model), "method": settings["method"], "budget_measure": measure_of(study)}
+
+
+def measure_of(study: optuna.Study) -> str:
+    """What a study's budgets are measured in."""
+    return next(name for name in get_args(Measure) if name in study.user_attrs["settings"])
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

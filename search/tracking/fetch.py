@@ -14,11 +14,11 @@ from search.credentials import masked
 from search.files import SNAPSHOT, TUNED
 from search.tracking.facts import CONFIG
 from search.tracking.registry import digest, exported_file, find_version
-from search.tracking.store import LOST, open_store, unreachable
+from search.tracking.store import LOST, open_store, reason, unreachable
 
 
 def config_of_run(uri: str, run_id: str) -> PruningConfig:
-    """The config of a study's run, exported or else tuned, or of a trial's run.
+    """The config of a study's run, exported or else tuned, or of a budget's or a trial's run.
 
     Args:
         uri: of the tracking store.
@@ -83,7 +83,7 @@ def _tags(client: MlflowClient, uri: str, run_id: str) -> dict[str, str]:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise unknown from error
-    if tags.get("kind") not in ("trial", "study"):
+    if tags.get("kind") not in ("trial", "study", "budget"):
         raise unknown
     return dict(tags)
 
@@ -98,20 +98,33 @@ def _of_run(client: MlflowClient, uri: str, run_id: str) -> PruningConfig:
     for name in (FILE_NAME, TUNED):
         if name in files:
             return _parsed(_download(client, run_id, name), f"{name} of run {run_id}")
+    if CONFIG in tags:
+        return _parsed(tags[CONFIG], f"The config of run {run_id}")
     raise FlowpruneError(
-        f"The study of run {run_id} has no config, or one for each of several budgets: give a trial's run id, or "
-        "registered=NAME."
+        f"The study of run {run_id} has no config yet, or one for each of several budgets: give the run id of a budget "
+        "or trial, or registered=NAME."
     )
 
 
 def _download(client: MlflowClient, run_id: str, path: str, expected: str | None = None) -> str:
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(client.download_artifacts(run_id, path, folder)).resolve()
+        try:
+            file = Path(client.download_artifacts(run_id, path, folder)).resolve()
+        except LOST as error:
+            raise FlowpruneError(_gone(client, run_id, path, error)) from error
         if not file.is_relative_to(Path(folder).resolve()) or not file.is_file():
             raise FlowpruneError(f"{path} of run {run_id} is not a file: keep it again.")
         if expected is not None and digest(file) != expected:
             raise FlowpruneError(f"{path} of run {run_id} was changed after it was registered: export it again.")
         return file.read_text(encoding="utf-8", errors="replace")
+
+
+def _gone(client: MlflowClient, run_id: str, path: str, error: Exception) -> str:
+    where = str(client.get_run(run_id).info.artifact_uri)
+    return (
+        f"{path} of run {run_id} cannot be read from {masked(where)} ({reason(error)}): put the store's files back "
+        "there, or set tracking.artifacts to the folder that they were moved to."
+    )
 
 
 def _parsed(text: str, what: str) -> PruningConfig:

@@ -31,6 +31,5 @@ def keep_files(uri: str, study: optuna.Study, paths: Sequence[Path], folder: str
             open_store(uri).log_artifact(run_id, str(path), folder)
         except LOST as error:
             raise FlowpruneError(
-                f"MLflow at {masked(uri)} did not take {path.name} ({reason(error)}): the files are in {path.parent}; "
-                "when it is mended, flowprune stages=[sync] keeps them."
+                f"MLflow at {masked(uri)} did not take {path.name} ({reason(error)}): the files are in {path.parent}."
             ) from error

@@ -2,15 +2,24 @@
 
 import json
 import re
+import shlex
+from collections.abc import Mapping
 from itertools import chain
+from pathlib import Path
 
 import optuna
 
+from search.credentials import masked
 from search.study import best_trials, discrepancy, done_trials, objective_name, spent
-from search.tracking.facts import RUN
-from search.tracking.store import LOST, open_store
+from search.tracking.facts import FIGURE, RUN
+from search.tracking.store import LOST, SQLITE, open_store
 
 LOCAL_UI = "http://127.0.0.1:5000"
+VIEW = "mlflow.sharedViewState."  # begins an experiment's tags that hold the UI's "share views"
+ALL = "studies"  # the view of all studies
+ROW, STUDY_ROW = "row", "study"  # the tag of runs that are rows of that view: a study with one budget, or a budget
+STUDY_PARAMS = ("model", "method", "budget_measure", "budget")
+STUDY_METRICS = ("heldout_accuracy", "speed_up", "discrepancy")
 
 
 def trials_page(uri: str, study: optuna.Study) -> str | None:
@@ -23,14 +32,24 @@ def trials_page(uri: str, study: optuna.Study) -> str | None:
     Returns:
         None if the store knows no run of the study.
     """
+    return _page(uri, study, study.user_attrs.get(RUN))
+
+
+def studies_page(uri: str, study: optuna.Study) -> str | None:
+    """Address of the UI's page that lists all studies of the experiment that a study is in, one row each and one a
+    budget of a front; arguments and result as of :func:`trials_page`."""
+    return _page(uri, study, ALL)
+
+
+def _page(uri: str, study: optuna.Study, view: str | None) -> str | None:
     run_id = study.user_attrs.get(RUN)
-    if run_id is None:
+    if run_id is None or view is None:
         return None
     try:
         experiment = open_store(uri).get_run(run_id).info.experiment_id
     except LOST:
         return None
-    return f"{ui_of(uri)}/{runs_route(experiment, run_id)}"
+    return f"{ui_of(uri)}/{runs_route(experiment, view)}"
 
 
 def ui_of(uri: str) -> str:
@@ -38,35 +57,79 @@ def ui_of(uri: str) -> str:
     return re.sub(r"//[^/]*@", "//", uri).rstrip("/") if uri.startswith("http") else LOCAL_UI
 
 
-def runs_route(experiment: str, run: str) -> str:
-    """Where in the UI the view of a run is that has the runs below it in one table."""
-    return f"#/experiments/{experiment}/runs?viewStateShareKey={run}&workflowType=machine_learning"
+def runs_route(experiment: str, view: str) -> str:
+    """Where in the UI a shared view is: of a run, the runs below it in one table."""
+    return f"#/experiments/{experiment}/runs?viewStateShareKey={view}&workflowType=machine_learning"
+
+
+def studies_view() -> tuple[str, str]:
+    """The experiment's tag behind :func:`studies_page`, and its value."""
+    columns = [*(f"params.`{name}`" for name in STUDY_PARAMS), *(f"metrics.`{name}`" for name in STUDY_METRICS)]
+    return VIEW + ALL, _state(f"tags.`{ROW}` = '{STUDY_ROW}'", "params.`model`", columns, True)
 
 
 def trials_view(study: optuna.Study, run: str) -> tuple[str, str]:
     """The view behind :func:`trials_page`: which runs, in which order, with which columns.
 
+    Every trial that is done has a discrepancy, measured or, as it was stopped early, estimated; a column says which.
+
     Returns:
         The experiment's tag that holds it, as the UI's own "share view" writes it, and its value.
     """
-    named = (trial.user_attrs["parameters"] for trial in done_trials(study))
-    name = objective_name(study)
-    columns = ["tags.`state`", *(f"metrics.`{metric}`" for metric in (name, f"{name}_estimated", "retention"))]
-    view = {
-        "searchFilter": f"tags.kind = 'trial' and tags.`mlflow.parentRunId` = '{run}'",
-        "orderByKey": f"metrics.`{name}`",
-        "orderByAsc": True,
-        "selectedColumns": columns + [f"params.`{each}`" for each in dict.fromkeys(chain.from_iterable(named))],
-    }
-    return f"mlflow.sharedViewState.{run}", json.dumps(view)
+    done, name = done_trials(study), objective_name(study)
+    named = dict.fromkeys(chain.from_iterable(trial.user_attrs["parameters"] for trial in done))
+    columns = [f"metrics.`{name}`", f"tags.`{FIGURE}`", "metrics.`retention`", *(f"params.`{each}`" for each in named)]
+    rows = f"tags.kind = 'trial' and tags.`mlflow.parentRunId` = '{run}'"
+    return VIEW + run, _state(rows, f"metrics.`{name}`", columns, True)
 
 
-def note(study: optuna.Study, experiment: str, run: str) -> str:
-    """A study's description in Markdown: where its trials are, which is best, and how to use it."""
-    done = done_trials(study)
-    lines = [f"[All trials in one table, least discrepancy first]({runs_route(experiment, run)})", ""]
-    for best in best_trials(study).values():
-        of = f"{len(done)} trials at {spent(best).measure} {spent(best).met:.4g}"
-        lines += [f"Best of {of}: trial {best.number}, discrepancy {discrepancy(best):.4f}.", ""]
-    lines += [f"Its config on any machine: `flowprune stages=[export] run_id={run}`. A trial's run id works as well."]
-    return "\n".join(lines)
+def budgets_view(run: str) -> tuple[str, str]:
+    """The view of a front's budgets, as :func:`trials_view` is of trials."""
+    columns = [*(f"params.`{name}`" for name in STUDY_PARAMS), *(f"metrics.`{name}`" for name in STUDY_METRICS)]
+    rows = f"tags.kind = 'budget' and tags.`mlflow.parentRunId` = '{run}'"
+    return VIEW + run, _state(rows, "params.`budget`", columns, True)
+
+
+def _state(rows: str, key: str, columns: list[str], ascending: bool) -> str:
+    return json.dumps({"searchFilter": rows, "orderByKey": key, "orderByAsc": ascending, "selectedColumns": columns})
+
+
+def fetch_command(uri: str, which: str) -> str:
+    """The command that writes a config that MLflow keeps, on any machine that reaches the store and in any folder.
+
+    Args:
+        uri: of the store.
+        which: ``run_id=…`` or ``registered=…``.
+    """
+    if uri.startswith(SQLITE):
+        uri = SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute())
+    kind = "server" if uri.startswith("http") else "local"
+    return (
+        f"flowprune 'stages=[export]' {which} tracking={kind} {shlex.quote('tracking.uri=' + masked(uri))} output=tuned"
+    )
+
+
+def note(study: optuna.Study, experiment: str, run: str, uri: str, budgets: Mapping[float, str]) -> str:
+    """A study's description in Markdown: where its trials are, which is best, and how to use it.
+
+    Args:
+        study: the study.
+        experiment: the experiment's id.
+        run: the study's.
+        uri: of the store.
+        budgets: a front's runs by budget; none of a study that has one budget.
+    """
+    lines = [f"[All studies in one table]({runs_route(experiment, ALL)})", ""]
+    if not budgets:
+        lines += [f"[All trials in one table, least discrepancy first]({runs_route(experiment, run)})", ""]
+    else:
+        lines += [f"[All budgets in one table]({runs_route(experiment, run)})", ""]
+    done, best = done_trials(study), best_trials(study)
+    for budget, trial in best.items():
+        count = sum(spent(each).asked == budget for each in done)
+        of = f"{count} trials at {spent(trial).measure} {spent(trial).met:.4g}"
+        lines += [f"Best of {of}: trial {trial.number}, {objective_name(study)} {discrepancy(trial):.4f}."]
+        if budget in budgets:
+            lines += [f"[Its trials]({runs_route(experiment, budgets[budget])})."]
+        lines += [f"Its config on any machine: `{fetch_command(uri, 'run_id=' + budgets.get(budget, run))}`", ""]
+    return "\n".join([*lines, "A trial's run id works as well."] if best else lines)

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from multimodal.config import Provenance
 from multimodal.options import FILE_NAME
 from search.credentials import masked
 from search.tracking.facts import RUN
+from search.tracking.pages import fetch_command
 from search.tracking.store import LOST, open_store, reason
 
 CHAMPION = "champion"  # the alias of the version of least discrepancy among those measured on the latest one's samples
@@ -31,7 +32,9 @@ class Registered:
     is_champion: bool
 
 
-def register(uri: str, study: optuna.Study, model: str, path: Path) -> Registered | None:
+def register(
+    uri: str, study: optuna.Study, model: str, path: Path, figures: Mapping[str, float] | None = None
+) -> Registered | None:
     """Enter an exported config, unless it is there already, and make the best of its model and budget the champion.
 
     Args:
@@ -39,6 +42,7 @@ def register(uri: str, study: optuna.Study, model: str, path: Path) -> Registere
         study: whose run it comes from; None is returned if it has none.
         model: the model's name.
         path: of the exported ``pruning.json``.
+        figures: what was measured of it, by name; kept as the version's tags.
 
     Raises:
         FlowpruneError: the store does not take it.
@@ -47,15 +51,12 @@ def register(uri: str, study: optuna.Study, model: str, path: Path) -> Registere
     if run_id is None:
         return None
     try:
-        return _register(open_store(uri), run_id, model, path)
+        return _register(open_store(uri), run_id, model, path, figures or {})
     except LOST as error:
-        raise FlowpruneError(
-            f"MLflow at {masked(uri)} did not register {path} ({reason(error)}): when it is mended, flowprune "
-            "stages=[sync] does."
-        ) from error
+        raise FlowpruneError(f"MLflow at {masked(uri)} did not register {path} ({reason(error)}).") from error
 
 
-def _register(client: MlflowClient, run_id: str, model: str, path: Path) -> Registered:
+def _register(client: MlflowClient, run_id: str, model: str, path: Path, figures: Mapping[str, float]) -> Registered:
     config, key = PruningConfig.from_pretrained(path), digest(path)
     assert config.budget is not None and config.provenance is not None
     name = f"flowprune-{model}-{config.budget.measure}-{config.budget.asked:g}"
@@ -71,19 +72,28 @@ def _register(client: MlflowClient, run_id: str, model: str, path: Path) -> Regi
         tags = {"digest": key, "study": config.provenance.study, "trial": str(config.provenance.trial)}
         tags |= _measured(config.provenance)
         source = f"runs:/{run_id}/{EXPORTS}/{key}"
-        own = client.create_model_version(name, source, run_id, tags, description=_described(config))
+        own = client.create_model_version(name, source, run_id, tags)
         versions.append(own)
+    for figure, value in figures.items():
+        if own.tags.get(figure) != f"{value:.6g}":
+            client.set_model_version_tag(name, own.version, figure, f"{value:.6g}")
+    words = _described(config, figures, fetch_command(client.tracking_uri, f"registered={name}/{own.version}"))
+    if own.description != words:
+        client.update_model_version(name, own.version, words)
     best = _best(versions)
     if str(client.get_registered_model(name).aliases.get(CHAMPION)) != str(best.version):
         client.set_registered_model_alias(name, CHAMPION, str(best.version))
     return Registered(name, str(own.version), own.version == best.version)
 
 
-def _described(config: PruningConfig) -> str:
+def _described(config: PruningConfig, figures: Mapping[str, float], command: str) -> str:
     budget, origin = config.budget, config.provenance
     assert budget is not None and origin is not None
     found = f"{config.method.name}, {budget.measure} {budget.met:.4g}, discrepancy {origin.calibration_discrepancy:.4f}"
-    return found if origin.heldout_discrepancy is None else f"{found}, held-out {origin.heldout_discrepancy:.4f}"
+    if origin.heldout_discrepancy is not None:
+        found += f", held-out {origin.heldout_discrepancy:.4f}"
+    measured = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())
+    return f"{found}{measured}.\n\n`{command}`"
 
 
 def _measured(origin: Provenance) -> dict[str, str]:

@@ -1,37 +1,49 @@
 """The MLflow runs of one study, each made once, whichever workers make them.
 
 MLflow knows no lock, so nothing is locked. Runs are recognised by tags: ``study_id``, which is kept with the study, and
-``trial``. A run that may exist is looked for before it is made; where two workers made one at the same moment, or the
-answer to its creation was lost, everyone keeps the one of least id and deletes the others.
+``trial`` or ``budget``. A run that may exist is looked for before it is made; where two workers made one at the same
+moment, or the answer to its creation was lost, everyone keeps the one of least id and deletes the others.
 """
 
-import socket
-import uuid
+import time
 from pathlib import Path
-from typing import Any
 
 import optuna
-from mlflow.entities import Experiment, LifecycleStage, Metric, Param, Run, RunTag
+from mlflow.entities import Experiment, LifecycleStage, Metric, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from optuna.trial import FrozenTrial, TrialState
 
-from search.tracking.facts import RUN, agrees, ended, entities, flat, milliseconds, status, study_metrics
-from search.tracking.pages import note, trials_view
-from search.tracking.store import find_experiment
+from search.study import study_ids
+from search.tracking.facts import RUN, agrees, ended, entities, milliseconds, shared_params, status
+from search.tracking.origin import origin_tags
+from search.tracking.pages import budgets_view, note, studies_view, trials_view
+from search.tracking.store import KIND, make_experiment
+from search.tracking.summary import (
+    best_curve,
+    budget_of,
+    budgets_of,
+    curve_name,
+    is_front,
+    latest_done,
+    progress_metrics,
+    summary_of,
+    write_summary,
+)
 
-IDENTITY = "mlflow_study_id:"  # begins the study's attributes, one a worker that was first, that recognise its runs
 LOOKS = 5  # of a sync, at most, until nothing is left to do
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on the table of runs
+CURVE_PAUSE = 2.0  # seconds at least between two looks at all trials; a sync logs what was left out
+PARENT = "mlflow.parentRunId"
+ENDED = ("FINISHED", "FAILED", "KILLED")
 
 
 class StudyRuns:
-    """A study's parent run and its trials' child runs.
+    """A study's parent run, its trials' child runs, and with several budgets a run a budget in between.
 
     Args:
         client: see :func:`search.tracking.open_store`.
         study: the study.
-        experiment: name of the MLflow experiment, one a model; a study that has a run stays in that run's.
+        experiment: name of the MLflow experiment; a study that has a run stays in that run's.
         artifacts: folder of a local store's artifacts; None with a server, which has its own.
     """
 
@@ -42,12 +54,15 @@ class StudyRuns:
         self._artifacts = artifacts
         self._children: dict[int, str] = {}
         self._parent: Run | None = None
+        self._budgets: dict[float, str] = {}
+        self._next_look = 0.0
 
-    def sync(self, wanted: str) -> int:
+    def sync(self, wanted: str | None) -> int:
         """Make MLflow agree with the study: every trial that ended has one run that says the same.
 
         Args:
-            wanted: MLflow's status of the study's run; as long as any trial is running, so is the study.
+            wanted: MLflow's status of the study's run; as long as any trial is running, so is the study. None: as it
+                ended, if it did. KILLED is only said of what has not ended.
 
         Returns:
             How many runs were made, mended or deleted.
@@ -58,7 +73,7 @@ class StudyRuns:
             changes += made
             if not made:  # else another worker may have made the same at the same moment: look again
                 break
-        return changes + self._sync_parent(wanted)
+        return changes + self._sync_summaries() + self._sync_status(wanted)
 
     def _sync_trials(self) -> int:
         _, children, changes = self._settled()
@@ -69,11 +84,16 @@ class StudyRuns:
         self._children = {number: run.info.run_id for number, run in children.items()}
         for trial in trials:
             run = children.get(trial.number)
-            if not trial.state.is_finished() or (run is not None and agrees(run, trial)):
+            if not trial.state.is_finished():
+                continue
+            if run is not None and agrees(self._study, run, trial):
+                if run.data.tags[PARENT] != (above := self._above(trial)):
+                    self._client.set_tag(run.info.run_id, PARENT, above)
+                    changes += 1
                 continue
             if run is not None and run.info.status != "RUNNING":  # what a run says once cannot be changed
                 self._client.delete_run(self._children.pop(trial.number))
-            self.log(trial)
+            self._log(trial)
             changes += 1
         return changes
 
@@ -81,25 +101,54 @@ class StudyRuns:
         """Make a running trial's run; returns its id."""
         if number not in self._children:
             parent = self._known_parent() or self._settled()[0]
-            tags = {"mlflow.parentRunId": parent.info.run_id, "kind": "trial", "trial": str(number), "state": "running"}
+            tags = {PARENT: parent.info.run_id, "kind": "trial", "trial": str(number), "state": "running"}
             self._children[number] = self._create(parent.info.experiment_id, tags, f"trial {number:03d}", began)
         return self._children[number]
 
     def log(self, trial: FrozenTrial) -> None:
-        """Log a finished trial."""
-        run_id = self.start(trial.number, milliseconds(trial.datetime_start))
-        self._client.log_batch(run_id, **entities(self._study, trial))
-        self._client.set_terminated(run_id, status(trial), ended(trial))
+        """Log a finished trial, and now and then how the study stands."""
+        self._log(trial)
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + CURVE_PAUSE
+            self._log_progress(trial)
 
     def latest(self) -> int | None:
         """The trial that was the last to be done; None if none is."""
-        done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return max(done, key=ended).number if done else None
+        return latest_done(self._study)
+
+    def _log(self, trial: FrozenTrial) -> None:
+        run_id = self.start(trial.number, milliseconds(trial.datetime_start))
+        if is_front(self._study) and self._known_parent() is not None:
+            self._client.set_tag(run_id, PARENT, self._above(trial))
+        self._client.log_batch(run_id, **entities(self._study, trial))
+        self._client.set_terminated(run_id, status(trial), ended(trial))
+
+    def _log_progress(self, trial: FrozenTrial) -> None:
+        parent, budget, trials = self._known_parent(), budget_of(trial), self._study.get_trials(deepcopy=False)
+        if parent is None:
+            return
+        metrics = [Metric(name, value, ended(trial), 0) for name, value in progress_metrics(trials).items()]
+        self._client.log_batch(parent.info.run_id, metrics=metrics)
+        run_id = self._above(trial)
+        if run_id != parent.info.run_id:
+            trials = [each for each in trials if budget_of(each) == budget]
+        if run_id != parent.info.run_id or not is_front(self._study):
+            curve = [point for point in best_curve(self._study, trials) if point.timestamp == ended(trial)]
+            self._client.log_batch(run_id, metrics=curve)
+
+    def _above(self, trial: FrozenTrial) -> str:
+        """The run that a trial's run is below."""
+        assert self._parent is not None
+        budget = budget_of(trial)
+        return self._parent.info.run_id if budget is None else self._budgets.get(budget, self._parent.info.run_id)
 
     def _known_parent(self) -> Run | None:
         """The study's run, without a look at its trials'."""
         if self._parent is None and (run := self._known_run()) and run.info.lifecycle_stage == LifecycleStage.ACTIVE:
             self._parent = run
+            known = self._study.user_attrs
+            named = {budget: known.get(f"{RUN}:{budget:g}") for budget in budgets_of(self._study)}
+            self._budgets = {budget: run_id for budget, run_id in named.items() if run_id is not None}
         return self._parent
 
     def _settled(self) -> tuple[Run, dict[int, Run], int]:
@@ -108,29 +157,53 @@ class StudyRuns:
         experiment, changes = self._opened_experiment().experiment_id, 0
         found = self._found(experiment)
         if not any(run.data.tags["kind"] == "study" for run in found):
-            starts = [milliseconds(trial.datetime_start) for trial in self._study.get_trials(deepcopy=False)]
-            self._create(experiment, {"kind": "study"}, self._study.study_name, min(filter(None, starts), default=None))
+            self._create(experiment, {"kind": "study"}, self._study.study_name, self._began())
             found, changes = self._found(experiment), 1  # others may have made one, too
         parent, *surplus = [run for run in found if run.data.tags["kind"] == "study"]
-        children: dict[int, Run] = {}
+        known: dict[str, dict[str, Run]] = {"trial": {}, "budget": {}}
         for run in found:
-            if run.data.tags["kind"] == "trial" and children.setdefault(int(run.data.tags["trial"]), run) is not run:
+            kind = run.data.tags["kind"]
+            if kind in known and known[kind].setdefault(run.data.tags[kind], run) is not run:
                 surplus.append(run)
         for run in surplus:
             self._client.delete_run(run.info.run_id)
+        changes += len(surplus) + self._settle_budgets(parent, known["budget"])
+        children = {int(number): run for number, run in known["trial"].items()}
+        own = {parent.info.run_id, *self._budgets.values()}
         for run in children.values():
-            if run.data.tags["mlflow.parentRunId"] != parent.info.run_id:
-                self._client.set_tag(run.info.run_id, "mlflow.parentRunId", parent.info.run_id)
+            if run.data.tags[PARENT] not in own:
+                self._client.set_tag(run.info.run_id, PARENT, parent.info.run_id)
+                run.data.tags[PARENT] = parent.info.run_id
                 changes += 1
         if self._study.user_attrs.get(RUN) != parent.info.run_id:
             self._study.set_user_attr(RUN, parent.info.run_id)
         self._parent = parent
-        return parent, children, changes + len(surplus)
+        return parent, children, changes
+
+    def _settle_budgets(self, parent: Run, known: dict[str, Run]) -> int:
+        """Make the run of each of several budgets; returns how many were made or moved."""
+        changes = 0
+        for budget in budgets_of(self._study) if is_front(self._study) else []:
+            run = known.get(f"{budget:g}")
+            if run is None:
+                tags = {PARENT: parent.info.run_id, "kind": "budget", "budget": f"{budget:g}"}
+                name = f"{shared_params(self._study)['budget_measure']} {budget:g}"
+                run_id = self._create(parent.info.experiment_id, tags, name, self._began())
+                changes += 1
+            else:
+                run_id = run.info.run_id
+                if run.data.tags[PARENT] != parent.info.run_id:
+                    self._client.set_tag(run_id, PARENT, parent.info.run_id)
+                    changes += 1
+            self._budgets[budget] = run_id
+            if self._study.user_attrs.get(f"{RUN}:{budget:g}") != run_id:
+                self._study.set_user_attr(f"{RUN}:{budget:g}", run_id)
+        return changes
 
     def _found(self, experiment: str) -> list[Run]:
         """All of the study's runs, least id first."""
         found: list[Run] = []
-        for identity in self._identities():
+        for identity in study_ids(self._study):
             token = None
             while True:
                 page = self._client.search_runs([experiment], f"tags.study_id = '{identity}'", page_token=token)
@@ -139,49 +212,54 @@ class StudyRuns:
                     break
         return sorted(found, key=lambda run: run.info.run_id)
 
-    def _identities(self) -> list[str]:
-        """What the study's runs are tagged with: one id, or several if workers were the first at the same moment."""
-        while True:
-            names = [name for name in self._study.user_attrs if name.startswith(IDENTITY)]
-            if names:
-                return sorted(name.removeprefix(IDENTITY) for name in names)
-            self._study.set_user_attr(IDENTITY + uuid.uuid4().hex, True)
+    def _began(self) -> int | None:
+        starts = [milliseconds(trial.datetime_start) for trial in self._study.get_trials(deepcopy=False)]
+        return min(filter(None, starts), default=None)
 
     def _create(self, experiment: str, tags: dict[str, str], name: str, began: int | None) -> str:
-        tags |= {"study": self._study.study_name, "study_id": self._identities()[0], "host": socket.gethostname()}
+        tags |= {"study": self._study.study_name, "study_id": study_ids(self._study)[0]} | origin_tags()
         tags["model"] = self._study.user_attrs["settings"]["model"]["id"]
         return self._client.create_run(experiment, began, tags, run_name=name).info.run_id
 
-    def _sync_parent(self, wanted: str) -> int:
-        """Make the study's run say what Optuna knows; returns how many things were changed."""
-        parent = self._parent or self._settled()[0]
-        known, run_id, experiment = parent.data, parent.info.run_id, self._opened_experiment()
-        trials = self._study.get_trials(deepcopy=False)
-        at = max(map(ended, trials), default=0)
-        if any(trial.state == TrialState.RUNNING for trial in trials):
-            wanted = "RUNNING"
-        params = flat(self._study.user_attrs["settings"])
-        tags = {"mlflow.note.content": note(self._study, experiment.experiment_id, run_id)}
-        new: dict[str, Any] = {
-            "params": [Param(name, value) for name, value in params.items() if name not in known.params],
-            "tags": [RunTag(name, value) for name, value in tags.items() if known.tags.get(name) != value],
-            "metrics": [
-                Metric(name, value, at, 0)
-                for name, value in study_metrics(self._study).items()
-                if known.metrics.get(name) != value
-            ],
-        }
-        if any(new.values()):
-            self._client.log_batch(run_id, **new)
-        name, view = trials_view(self._study, run_id)
-        if experiment.tags.get(name) != view:
-            self._client.set_experiment_tag(experiment.experiment_id, name, view)
-        if parent.info.status != wanted:
-            if wanted == "RUNNING":
-                self._client.update_run(run_id, wanted)
-            else:
-                self._client.set_terminated(run_id, wanted, at or None)
-        return sum(map(len, new.values())) + (parent.info.status != wanted)
+    def _sync_summaries(self) -> int:
+        """Make the study's run and its budgets' say what Optuna knows; returns how many things were changed."""
+        parent, study, client = self._parent or self._settled()[0], self._study, self._client
+        run_id, experiment, changes = parent.info.run_id, self._opened_experiment(), 0
+        words = note(study, experiment.experiment_id, run_id, client.tracking_uri, self._budgets)
+        whole = summary_of(study)
+        whole.tags["mlflow.note.content"] = words
+        changes += write_summary(client, parent, whole, curve_name(study))
+        for budget, budget_run in self._budgets.items():
+            summary = summary_of(study, budget)
+            changes += write_summary(client, client.get_run(budget_run), summary, curve_name(study))
+        below = self._budgets.values() or [run_id]
+        views = dict([studies_view(), *(trials_view(study, each) for each in below)])
+        views |= KIND | (dict([budgets_view(run_id)]) if self._budgets else {})
+        for name, value in views.items():
+            if experiment.tags.get(name) != value:
+                client.set_experiment_tag(experiment.experiment_id, name, value)
+        return changes
+
+    def _sync_status(self, wanted: str | None) -> int:
+        """Say how the study stands. Others may say it at the same moment, of trials that have ended since, so that
+        whoever changed something looks at the trials once more."""
+        changes = 0
+        for run_id in [(self._parent or self._settled()[0]).info.run_id, *self._budgets.values()]:
+            for _ in range(LOOKS):
+                trials, known = self._study.get_trials(deepcopy=False), self._client.get_run(run_id).info.status
+                status = wanted or (known if known in ENDED else "FINISHED")
+                if status == "KILLED" and known in ENDED:
+                    status = known
+                if any(trial.state == TrialState.RUNNING for trial in trials):
+                    status = "RUNNING"
+                if status == known:
+                    break
+                if status == "RUNNING":
+                    self._client.update_run(run_id, status)
+                else:
+                    self._client.set_terminated(run_id, status, max(map(ended, trials), default=0) or None)
+                changes += 1
+        return changes
 
     def _opened_experiment(self) -> Experiment:
         """The experiment of the study's run, or else that of the name, which is made if there is none.
@@ -189,16 +267,7 @@ class StudyRuns:
         Raises:
             FlowpruneError: it was deleted.
         """
-        found = self._known_experiment() or find_experiment(self._client, self._experiment)
-        if found is not None:
-            return found
-        location = None if self._artifacts is None else self._artifacts.absolute().as_uri()
-        try:
-            self._client.create_experiment(self._experiment, location, KIND)
-        except MlflowException as error:  # another worker was first
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        return self._opened_experiment()
+        return self._known_experiment() or make_experiment(self._client, self._experiment, self._artifacts)
 
     def _known_experiment(self) -> Experiment | None:
         run = self._known_run()

@@ -12,7 +12,7 @@ from mlflow.entities import Experiment, LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from optuna.exceptions import StorageInternalError
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from multimodal import FlowpruneError
@@ -26,6 +26,9 @@ CLIENT = {  # how MLflow's client behaves, unless the environment says otherwise
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # once a run, with the address's credentials
 }
+
+SQLITE = "sqlite:///"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on the table of runs
 
 MEANINGS = {  # of what the libraries below say at length
     "refused": "connection refused",
@@ -49,14 +52,24 @@ def open_store(uri: str) -> MlflowClient:
         os.environ.setdefault(name, value)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     try:
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        elif not uri.startswith("http"):
-            create_engine(uri).connect().close()  # MLflow itself would try for minutes
+        if uri.startswith(SQLITE):
+            Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+        if not uri.startswith("http"):
+            _try(uri)
         mlflow.set_tracking_uri(uri)
         return MlflowClient(uri)
     except (*LOST, ImportError) as error:
         raise FlowpruneError(unreachable(uri, error)) from error
+
+
+def _try(uri: str) -> None:
+    """Open a database, which MLflow itself would try for minutes."""
+    with create_engine(uri).connect() as connection:
+        if uri.startswith(SQLITE):
+            connection.execute(text("PRAGMA schema_version"))  # reads it: any file can be opened
+            path = Path(uri.removeprefix(SQLITE))
+            if not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+                raise OSError(f"{path} is read-only")
 
 
 def check_store(uri: str, experiment: str) -> None:
@@ -83,10 +96,32 @@ def find_experiment(client: MlflowClient, name: str) -> Experiment | None:
     return found
 
 
+def make_experiment(client: MlflowClient, name: str, artifacts: Path | None) -> Experiment:
+    """The experiment of that name, which is made if there is none.
+
+    Args:
+        client: see :func:`open_store`.
+        name: the experiment's.
+        artifacts: folder of a local store's artifacts; None with a server, which has its own.
+
+    Raises:
+        FlowpruneError: it was deleted.
+    """
+    if (found := find_experiment(client, name)) is not None:
+        return found
+    location = None if artifacts is None else artifacts.absolute().as_uri()
+    try:
+        client.create_experiment(name, location, KIND)
+    except MlflowException as error:  # another worker was first
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return make_experiment(client, name, artifacts)
+
+
 def unreachable(uri: str, error: Exception) -> str:
     """One sentence on a store that could not be used, and what to do."""
-    text = str(error)
-    if any(sign in text for sign in ("error code 401", "error code 403", "password authentication failed")):
+    said = str(error)
+    if any(sign in said for sign in ("error code 401", "error code 403", "password authentication failed")):
         return (
             f"The MLflow tracking store at {masked(uri)} refused the credentials: set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD, or those in MLFLOW_TRACKING_URI."
@@ -98,8 +133,8 @@ def unreachable(uri: str, error: Exception) -> str:
 
 def reason(error: Exception) -> str:
     """The gist of a store's error, without credentials."""
-    text = re.sub(r"API request to \S+ failed with (exception )?", "", str(error).strip())
+    said = re.sub(r"API request to \S+ failed with (exception )?", "", str(error).strip())
     for sign, meaning in MEANINGS.items():
-        if sign in text:
+        if sign in said:
             return meaning
-    return shorten(masked(text.splitlines()[0] if text else type(error).__name__), 160, placeholder="…").rstrip(".")
+    return shorten(masked(said.splitlines()[0] if said else type(error).__name__), 160, placeholder="…").rstrip(".")

@@ -31,6 +31,7 @@ class Tracker:
         self._last: int | None = None  # trial that ended here
         self._work: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._pause, self._retry_at = FIRST_PAUSE, 0.0
+        self._said_running = False  # which others may have ended meanwhile
         self._behind = not beside_others  # until what earlier workers could not log is logged
         self.lost: str | None = None
         self._thread = threading.Thread(target=self._log_queued, name="flowprune-tracking", daemon=True)
@@ -46,18 +47,18 @@ class Tracker:
         self._last = trial.number
         self._work.put(lambda: self._runs.log(trial))
 
-    def close(self, status: str = "FINISHED") -> None:
+    def close(self, status: str | None = "FINISHED") -> None:
         """Wait for what is queued, log what was lost, and end the study's run unless other workers go on.
 
         Args:
-            status: MLflow's word for how the search ended.
+            status: MLflow's word for how the search ended; None: as it was said before.
         """
         self._work.put(None)
         self._thread.join()
         self._attempt(lambda: self._is_needed() and self._runs.sync(status))
 
     def _is_needed(self) -> bool:
-        if self._behind or not self._beside_others:
+        if self._behind or self._said_running or not self._beside_others:
             return True
         return self._last is not None and self._last == self._runs.latest()
 
@@ -65,6 +66,7 @@ class Tracker:
         while True:
             wait = None
             if self._behind and (wait := self._retry_at - time.monotonic()) <= 0:
+                self._said_running = True
                 self._attempt(lambda: self._runs.sync("RUNNING"))
                 continue
             try:

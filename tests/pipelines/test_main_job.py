@@ -34,7 +34,7 @@ def study_of(folder: Path, name: str = "smoke") -> optuna.Study:
 def runs_of(folder: Path, kind: str) -> list:
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     [experiment] = [e for e in client.search_experiments() if e.name != "Default"]
-    assert experiment.name == "flowprune-small"
+    assert experiment.name == "flowprune"
     return list(client.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'"))
 
 

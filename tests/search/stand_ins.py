@@ -109,9 +109,11 @@ if __name__ == "__main__":
 
     def wait(number: int) -> None:
         if number == 2:
-            time.sleep(1)  # the tracker's thread logs meanwhile
+            while not store.search_runs(["1"], "tags.trial = '2'"):  # the tracker's thread logs it
+                time.sleep(0.05)
             (where / "waiting").touch()
             time.sleep(600)
 
+    store = open_store(f"sqlite:///{where}/mlflow.db")
     its_study = make_study(where, early_stopping=False)
     work(its_study, 4, StandIn(during=wait), make_tracker(where, its_study))

@@ -26,6 +26,7 @@ from search.study import best_trial, stopped_early
 from search.tracking import StudyRuns, Tracker, check_store, keep_files
 
 METRICS = {"samples", "seconds", "retention", "kv_share", "flops_share"}
+SHARED = {"model": "stand-in", "method": "vflowopt", "budget_measure": "retention"}
 STATE = {TrialState.COMPLETE: "complete", TrialState.FAIL: "fail"}
 
 
@@ -75,7 +76,8 @@ def check_runs(client: MlflowClient, study: optuna.Study, parent_status: str = "
     by_trial = {int(child.data.tags["trial"]): child for child in children}
     for trial in trials:
         child, facts = by_trial[trial.number], trial.user_attrs
-        assert child.data.params == {name: str(value) for name, value in facts.get("parameters", {}).items()}
+        shown = SHARED | trial.params | facts.get("parameters", {})  # trial.params: what optuna-dashboard shows
+        assert child.data.params == {name: str(value) for name, value in shown.items()}
         assert child.info.status == ("FAILED" if trial.state == TrialState.FAIL else "FINISHED")
         assert child.data.tags["state"] == ("stopped early" if stopped_early(trial) else STATE[trial.state])
         assert child.info.end_time == milliseconds(trial.datetime_complete)
@@ -84,9 +86,9 @@ def check_runs(client: MlflowClient, study: optuna.Study, parent_status: str = "
         if trial.state == TrialState.FAIL:
             assert set(metrics) <= METRICS
         else:
-            figure = "discrepancy_estimated" if stopped_early(trial) else "discrepancy"
-            assert set(metrics) == METRICS | {figure}
-            assert metrics[figure] == pytest.approx(trial.value)
+            assert set(metrics) == METRICS | {"discrepancy"}
+            assert metrics["discrepancy"] == pytest.approx(trial.value)
+            assert child.data.tags["figure"] == ("estimated" if stopped_early(trial) else "measured")
         for name in ("samples", "retention", "kv_share", "flops_share"):
             assert metrics.get(name) == facts.get(name)
 
@@ -118,7 +120,8 @@ def test_runs_agree_with_trials_and_sync_changes_nothing(folder):
     assert tracker.lost is None
     check_agreement(folder, study)
     [parent] = runs_of(folder, "study")
-    assert parent.data.params.items() >= {"retention": "0.25", "method": "vflowopt", "model.layers": "6"}.items()
+    named = {"budget": "0.25", "calibration_digest": "abc", "model.layers": "6"}
+    assert parent.data.params.items() >= (SHARED | named).items()
     assert parent.data.metrics["discrepancy"] == pytest.approx(best_trial(study).value)
     for child in runs_of(folder, "trial"):
         if child.info.status == "FINISHED":
@@ -153,6 +156,8 @@ class Flaky:
 
     def __getattr__(self, name: str):
         real = getattr(self.client, name)
+        if not callable(real):
+            return real
 
         def call(*args, **kwargs):
             if not self.down or (self.methods and name not in self.methods):
@@ -360,6 +365,8 @@ class Pausing:
 
     def __getattr__(self, name: str):
         real = getattr(self.client, name)
+        if not callable(real):
+            return real
 
         def call(*args, **kwargs):
             if name == self.method and not self.barrier.broken:

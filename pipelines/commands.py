@@ -1,0 +1,30 @@
+"""Command lines that are printed: whole, so that they work in any folder."""
+
+import shlex
+from pathlib import Path
+
+from pipelines.settings import FileStorage
+from pipelines.workspace import Workspace
+from search.credentials import masked
+
+SQLITE = "sqlite:///"
+
+
+def command(workspace: Workspace, stage: str) -> str:
+    """The command that runs a stage on the same study, storage, tracking store and folder."""
+    settings = workspace.settings
+    storage, tracking = settings.storage, settings.tracking
+    given: dict[str, object] = {"study": settings.study, "model.name": settings.model.name, "storage": storage.kind}
+    where = storage.model_dump(exclude={"kind"}, exclude_none=True)
+    if isinstance(storage, FileStorage):
+        where["path"] = str(Path(storage.path).absolute())
+    given |= {f"storage.{name}": value for name, value in where.items()}
+    uri = tracking.uri
+    if uri.startswith(SQLITE):
+        uri = SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute())
+    given |= {"tracking": "server" if uri.startswith("http") else "local", "tracking.uri": masked(uri)}
+    given["tracking.experiment"] = tracking.experiment
+    if tracking.artifacts is not None:
+        given["tracking.artifacts"] = Path(tracking.artifacts).absolute()
+    given["output"] = Path(settings.output).absolute()
+    return shlex.join(["flowprune", f"stages=[{stage}]", *(f"{name}={value}" for name, value in given.items())])
