@@ -10,15 +10,26 @@ from pipelines.console import console, counted
 from pipelines.figures.front import plot_front
 from pipelines.figures.parameters import plot_importance, plot_parallel
 from pipelines.figures.search_history import plot_search
+from pipelines.settings import MEASURES, BudgetSettings
 from pipelines.tracking import keep_with_study, log_with_study, samples_of
 from pipelines.workspace import Workspace
 from search.credentials import masked
 from search.snapshot import dump_study
-from search.study import best_trial, best_trials, discrepancy, done_trials, outcome, spent
+from search.study import TARGET, best_trial, best_trials, discrepancy, done_trials, outcome, spent
 from search.tracking import trial_metrics
 from search.tuned import check_tuned, tuned_config
 
 FEWEST = 4  # trials that say anything about parameters
+
+
+def as_searched(workspace: Workspace, study: optuna.Study) -> Workspace:
+    """The workspace with the budgets and the target that the study has, whatever the command line says."""
+    settings = study.user_attrs["settings"]
+    measure = next(measure for measure in MEASURES if measure in settings)
+    budget = BudgetSettings.model_validate({"name": workspace.settings.budget.name, measure: settings[measure]})
+    target = study.user_attrs.get(TARGET, workspace.settings.search.trials)
+    changed = {"pareto": len(study.directions) > 1, "trials": target}
+    return workspace.but(budget=budget, search=workspace.settings.search.model_copy(update=changed))
 
 
 def conclude(workspace: Workspace, study: optuna.Study) -> None:

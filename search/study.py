@@ -17,6 +17,7 @@ from search.sampler import make_sampler
 OBJECTIVES = {"discrepancy": "discrepancy", "kl": "next_token_kl"}  # what tables and tracking call each
 
 ID = "study_id:"  # begins the attributes, one a worker that was first, that tell a study from others of its name
+TARGET = "target"  # the attribute that holds how many trials the study is to have
 LABELS = "labels"  # the attribute that holds what people call a study's model and data, and its first target
 
 

@@ -3,6 +3,7 @@
 from pipelines.cluster import Launched
 from pipelines.cluster.following import wait_for
 from pipelines.console import console, counted
+from pipelines.results import as_searched
 from pipelines.tracking import CANCELLED, end_tracking, study_runs
 from pipelines.workspace import Workspace
 from search.reaper import Reaper
@@ -12,11 +13,13 @@ from search.tracking import Tracker
 
 def run(workspace: Workspace) -> None:
     """Stop the workers; a study that has its trials stays as it is."""
-    launched, target = Launched(workspace.workers), workspace.settings.search.trials
+    launched, study = Launched(workspace.workers), workspace.known_study
+    if study is not None:
+        workspace = as_searched(workspace, study)
+    target = workspace.settings.search.trials
     alive = counted(len(launched.alive()), "worker")
     launched.cancel()
     wait_for(launched)
-    study = workspace.known_study
     done = 0 if study is None else len(done_trials(study))
     if study is not None and done >= target:
         console.print(f"{alive} stopped; the study has its {target} trials, and stays as it is.")

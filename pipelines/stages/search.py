@@ -13,7 +13,7 @@ from pipelines.trials import Search, check_budget, join, work
 from pipelines.workspace import Workspace
 from search.queue import fill
 from search.reaper import Reaper
-from search.study import best_trials, done_trials, spent
+from search.study import TARGET, best_trials, done_trials, spent
 from search.tracking import Tracker
 from search.worker import interruptible
 
@@ -28,6 +28,7 @@ def run(workspace: Workspace) -> optuna.Study:
     search = join(workspace)
     study, target = search.study, workspace.settings.search.trials
     check_own(workspace, study)
+    study.set_user_attr(TARGET, target)
     dead = Reaper(study, target).reap(study.get_trials(deepcopy=False))
     if dead:
         numbers = ", ".join(map(str, dead))

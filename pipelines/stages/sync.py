@@ -8,8 +8,7 @@ import optuna
 from multimodal import FlowpruneError
 from pipelines.console import console
 from pipelines.report_metrics import benchmarked, validated
-from pipelines.results import log_calibration, write_results
-from pipelines.settings import BudgetSettings
+from pipelines.results import as_searched, log_calibration, write_results
 from pipelines.storage import named, open_storage
 from pipelines.tracking import (
     check_tracking,
@@ -21,7 +20,7 @@ from pipelines.tracking import (
 )
 from pipelines.workspace import Workspace
 from search.snapshot import restore_study
-from search.study import best_trials, spent
+from search.study import best_trials
 from search.tracking import LOST, study_of_run, unreachable
 
 
@@ -44,7 +43,7 @@ def run(workspace: Workspace) -> int:
     except LOST as error:
         raise FlowpruneError(unreachable(uri, error)) from error
     if best_trials(study):
-        _keep_all(_with_budgets_of(study, workspace), study)
+        _keep_all(as_searched(workspace, study), study)
     console.print(f"{changes} changes: MLflow agrees with {study.study_name} in {named(settings.storage)}")
     return changes
 
@@ -65,15 +64,6 @@ def _keep_all(workspace: Workspace, study: optuna.Study) -> None:
             register_with_study(part, exported)
         for pictures in (part.maps, part.overlays):
             keep_with_study(part, sorted(pictures.glob("*.png")), pictures.name)
-
-
-def _with_budgets_of(study: optuna.Study, workspace: Workspace) -> Workspace:
-    """The workspace with the budgets that the study has, whatever the command line says."""
-    best = best_trials(study)
-    measure = spent(next(iter(best.values()))).measure
-    budget = BudgetSettings.model_validate({"name": workspace.settings.budget.name, measure: list(best)})
-    search = workspace.settings.search.model_copy(update={"pareto": len(study.directions) > 1})
-    return workspace.but(budget=budget, search=search)
 
 
 def _existing(*paths: Path) -> list[Path]:

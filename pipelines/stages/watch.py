@@ -1,7 +1,7 @@
 """Stage watch: follow a search whose workers were launched before, from this host or another."""
 
 from pipelines.cluster import follow
-from pipelines.results import conclude
+from pipelines.results import as_searched, conclude
 from pipelines.tracking import tracked
 from pipelines.workspace import Workspace
 
@@ -13,6 +13,7 @@ def run(workspace: Workspace) -> None:
         FlowpruneError: there is no such study, or all its workers are gone.
     """
     study = workspace.study
+    workspace = as_searched(workspace, study)
     with tracked(workspace, study):
         follow(workspace, study)
     conclude(workspace, study)

@@ -47,6 +47,8 @@ def test_sigterm_is_a_clean_stop_and_the_same_command_goes_on(flowprune, tmp_pat
     assert code == 0 and "best of 4 trials" in printed
     assert statuses(tmp_path, "study") == ["FINISHED"]
 
-    code, printed = flowprune(*QUICK, "search.trials=4", "stages=[cancel]")
+    code, printed = flowprune(*QUICK, "stages=[watch]", "budget.retention=0.3", "search.trials=9")  # the study knows
+    assert code == 0 and "best of 4 trials" in printed
+    code, printed = flowprune(*QUICK, "stages=[cancel]")
     assert code == 0 and "the study has its 4 trials, and stays as it is" in " ".join(printed.split())
     assert statuses(tmp_path, "study") == ["FINISHED"]
