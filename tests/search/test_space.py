@@ -218,7 +218,7 @@ def test_a_method_that_reads_the_layer_before_begins_inside(steps, budget):
 
 def test_a_trial_has_one_of_the_budgets_and_its_config_says_which():
     several = space(budgets=[0.1, 0.25, 0.5])
-    found = [(trial.params["budget"], config.budget) for trial, config in suggested(several, trials=30)]
+    found = [(trial.params["budget_number"], config.budget) for trial, config in suggested(several, trials=30)]
     assert {number for number, _ in found} == {0, 1, 2}
     for number, budget in found:
         assert budget.asked == several.budgets[number] and budget.asked - 0.03 < budget.met <= budget.asked
@@ -274,7 +274,7 @@ def test_a_mixed_search_suggests_every_method_rule_and_only_what_they_have():
     for trial, config in found:
         own = config.method.name
         assert trial.params["method"] == own
-        assert all(name in ("budget", "method", "positions") or name.startswith(f"{own}.") for name in trial.params)
+        assert all(name in ("budget_number", "method", "positions") or name.startswith(f"{own}.") for name in trial.params)
         rule = trial.params[f"{own}.merging"]
         assert (config.merging is None) == (rule == "own") and (config.merging is None or config.merging.rule == rule)
         assert not (own == "divprune" and rule == "cells")  # which has no score to rank tokens by
