@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 
 from multimodal import FlowpruneError
-from pipelines.cluster.last_words import DONE, ERROR, STOPPED
+from pipelines.cluster.worker_log import DONE, ERROR, STOPPED
 from pipelines.console import quieten_libraries
 from pipelines.extensions import load_extensions
 from pipelines.settings import Settings

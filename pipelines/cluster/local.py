@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from multimodal import FlowpruneError
-from pipelines.cluster.last_words import reason
+from pipelines.cluster.worker_log import reason
 from pipelines.settings import LocalCluster, Settings
 
 

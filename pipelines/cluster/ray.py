@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multimodal import FlowpruneError
-from pipelines.cluster.last_words import reason
+from pipelines.cluster.worker_log import reason
 from pipelines.settings import RayCluster, Settings, flat_name
 from search.credentials import masked
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from multimodal import FlowpruneError
-from pipelines.cluster.last_words import reason
+from pipelines.cluster.worker_log import reason
 from pipelines.settings import Settings, SlurmCluster
 
 REQUEUES = 1000  # of a worker that ran out of time

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from multimodal import PruningConfig
 from pipelines.comparison.contenders import Variant
-from pipelines.comparison.measured import Identity
+from pipelines.comparison.measurement import Identity
 from pipelines.data import Sample, data_digest
 from pipelines.grading import grade
 from pipelines.model import OpenedModel

@@ -14,7 +14,7 @@ from pipelines.calibration import observed
 from pipelines.comparison.bench import Bench
 from pipelines.comparison.contenders import DOWNSCALE, DOWNSCALED, NONE, UNPRUNED, Variant, label
 from pipelines.comparison.downscale import downscaled
-from pipelines.comparison.measured import Measured, known
+from pipelines.comparison.measurement import Measured, known
 from pipelines.first_token import seconds_to_first_token
 from pipelines.grading import answer_all
 from pipelines.model import OpenedModel

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.comparison.contenders import PUBLISHED, RANDOM
-from pipelines.comparison.measured import Measured
+from pipelines.comparison.measurement import Measured
 from pipelines.comparison.rows import Comparison, Row
 from pipelines.comparison.statistics import Bootstrap, Interval, by_kind, hard_subset, spearman
 

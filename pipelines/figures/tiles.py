@@ -13,7 +13,7 @@ from PIL import Image
 from multimodal import PruningConfig, prune
 from pipelines.comparison.bench import Bench
 from pipelines.comparison.contenders import UNPRUNED, label
-from pipelines.comparison.measured import Measured
+from pipelines.comparison.measurement import Measured
 from pipelines.comparison.rows import Comparison
 from pipelines.data import Sample
 from pipelines.figures.panels import grid_maps

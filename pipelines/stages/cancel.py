@@ -1,7 +1,7 @@
 """Stage cancel: stop the workers of a search; what is finished is kept, what ran waits for the next ones."""
 
 from pipelines.cluster import Launched
-from pipelines.cluster.following import wait_for
+from pipelines.cluster.watching import wait_for
 from pipelines.console import console, counted
 from pipelines.results import as_searched
 from pipelines.tracking import CANCELLED, end_tracking, study_runs

@@ -5,12 +5,12 @@ from pipelines.comparison.contenders import PUBLISHED, TUNED, budgets_of, label,
 from pipelines.comparison.entrants import Entrant, enter, tune
 from pipelines.comparison.files import write_tables
 from pipelines.comparison.measure import measure_downscaled, measure_pruned, measure_unpruned
-from pipelines.comparison.measured import Measured
+from pipelines.comparison.measurement import Measured
+from pipelines.comparison.mlflow_runs import track
 from pipelines.comparison.page import write_page
 from pipelines.comparison.rows import Comparison
 from pipelines.comparison.summary import summarise
 from pipelines.comparison.tables import budget_table, kinds_table, predictors_table
-from pipelines.comparison.tracked import track
 from pipelines.comparison.verdict import verdicts
 from pipelines.console import console
 from pipelines.figures.accuracy import save_accuracy

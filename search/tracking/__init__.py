@@ -4,8 +4,8 @@ from search.tracking.comparison import Entry, log_comparison
 from search.tracking.facts import trial_metrics
 from search.tracking.fetch import config_of_run, config_registered, study_of_run
 from search.tracking.files import keep_files
-from search.tracking.found import Samples, log_found
-from search.tracking.moved import follow_moved
+from search.tracking.findings import Samples, log_found
+from search.tracking.moved_store import follow_moved
 from search.tracking.pages import studies_page, trials_page
 from search.tracking.registry import register
 from search.tracking.runs import StudyRuns

@@ -26,7 +26,7 @@ def interrupted_cancelled_and_finished(
         return complete(study)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.cluster.following.done_trials", interrupt_after_two)
+        patch.setattr("pipelines.cluster.watching.done_trials", interrupt_after_two)
         code, printed = flowprune(*command)
     assert code == 130 and "2 workers go on. Watch with stages=[watch]" in words(printed), printed
     study = load_study(command)

@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 
 import pipelines.model
 from multimodal.methods import Method
-from pipelines.comparison.measured import Measured
+from pipelines.comparison.measurement import Measured
 
 OWN = '''
 """Keep the tokens nearest to the picture's left edge."""

@@ -16,7 +16,7 @@ from multimodal import PruningConfig, PruningStep
 from pipelines.comparison.contenders import label
 from pipelines.comparison.downscale import largest_factor
 from pipelines.comparison.files import short_table, write_tables
-from pipelines.comparison.measured import Identity, Measured, known
+from pipelines.comparison.measurement import Identity, Measured, known
 from pipelines.comparison.rows import Comparison
 from pipelines.comparison.statistics import Bootstrap, Interval, by_kind, hard_subset, spearman
 from pipelines.comparison.summary import summarise

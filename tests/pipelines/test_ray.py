@@ -82,7 +82,7 @@ def test_a_killed_worker_is_told_and_its_trial_put_back(flowprune, command, monk
         return complete(study)
 
     command = [*command, "study=killed", "search.trials=40", "cluster.workers=1"]
-    monkeypatch.setattr("pipelines.cluster.following.done_trials", kill_at_work)
+    monkeypatch.setattr("pipelines.cluster.watching.done_trials", kill_at_work)
     code, printed = flowprune(*command)
     assert code == 2 and "No worker is left and" in words(printed), printed
     assert "it ended without a word, perhaps killed or out of memory" in words(printed) and "code -9" in words(printed)

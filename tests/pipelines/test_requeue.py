@@ -32,7 +32,7 @@ def test_workers_out_of_time_and_preempted_ones_are_queued_again(flowprune, slur
         return []
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.cluster.following.done_trials", detach)
+        patch.setattr("pipelines.cluster.watching.done_trials", detach)
         assert flowprune(*command)[0] == 130
     [worker], study = launched(tmp_path), load_study(command)
 

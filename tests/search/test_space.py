@@ -274,7 +274,9 @@ def test_a_mixed_search_suggests_every_method_rule_and_only_what_they_have():
     for trial, config in found:
         own = config.method.name
         assert trial.params["method"] == own
-        assert all(name in ("budget_number", "method", "positions") or name.startswith(f"{own}.") for name in trial.params)
+        assert all(
+            name in ("budget_number", "method", "positions") or name.startswith(f"{own}.") for name in trial.params
+        )
         rule = trial.params[f"{own}.merging"]
         assert (config.merging is None) == (rule == "own") and (config.merging is None or config.merging.rule == rule)
         assert not (own == "divprune" and rule == "cells")  # which has no score to rank tokens by

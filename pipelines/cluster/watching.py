@@ -8,7 +8,7 @@ import optuna
 from rich.markup import escape
 
 from multimodal import FlowpruneError
-from pipelines.cluster.launched import Launched
+from pipelines.cluster.workers import Launched
 from pipelines.console import console, counted
 from pipelines.progress import study_progress
 from pipelines.settings import Settings
