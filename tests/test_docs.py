@@ -100,7 +100,7 @@ def test_every_page_is_in_the_table_of_contents():
     named = set(re.findall(r'= "([\w/-]+\.md)"', (ROOT / "zensical.toml").read_text()))
     assert named == {str(page.relative_to(ROOT / "docs")) for page in PAGES if (ROOT / "docs") in page.parents}
     methods = {page.stem for page in (ROOT / "docs" / "methods").glob("*.md")}
-    assert methods == {name for name, own in Method.registry.items() if own.__module__.startswith("multimodal.")}
+    assert methods == {name for name, own in Method.registry.items() if own.__module__.startswith("multimodal.methods")}
 
 
 def test_a_method_page_is_made_from_its_class(monkeypatch):

@@ -264,7 +264,7 @@ def test_language_attention_is_what_the_layer_before_computes(name: str, rows: s
     schedule = [(2, 0.6), (4, 0.5)]
     with eager_weights(model) as weights:
         steps = answers(model, inputs, [LanguageAttention(rows)], schedule)
-    kept = np.array(inputs["attention_mask"].bool())
+    kept = inputs["attention_mask"].bool().numpy()
     visual = is_visual(inputs).numpy()
     images: dict[int, list] = {layer: [] for layer, _ in schedule}
     for layer, index, [answer] in steps:
@@ -398,7 +398,7 @@ def seen_by_layers(model: PreTrainedModel, inputs: dict, schedule: Sequence, lay
         with hooked(handles):
             model(**inputs)
 
-    valid, visual = np.array(inputs["attention_mask"].bool()), is_visual(inputs).numpy()
+    valid, visual = inputs["attention_mask"].bool().numpy(), is_visual(inputs).numpy()
     left = valid.copy()
     source.eager_attention_forward = noting
     try:

@@ -26,7 +26,7 @@ SHIPPED = ["divprune", "random", "uniform", "vflowopt", *TOWER, *LANGUAGE]
 
 
 def test_shipped_methods_are_registered() -> None:
-    shipped = {name for name, kind in Method.registry.items() if kind.__module__.startswith("multimodal.")}
+    shipped = {name for name, kind in Method.registry.items() if kind.__module__.startswith("multimodal.methods")}
     assert shipped == set(SHIPPED)
     with pytest.raises(FlowpruneError, match=r"no method 'fastest': choose one of .*random.*uniform.*vflowopt"):
         method_named("fastest")
