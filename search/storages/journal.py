@@ -24,5 +24,5 @@ def journal_storage(path: str | Path) -> BaseStorage:
         return JournalStorage(JournalFileBackend(str(path), JournalFileSymlinkLock(str(path), LOCK_SECONDS)))
     except OSError as error:
         raise FlowpruneError(f"The journal {path} cannot be written ({error}): set storage.path=FILE.") from error
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AssertionError) as error:  # of a line that is none of Optuna's
         raise FlowpruneError(f"{path} is not a journal of studies, or damaged: set storage.path=FILE.") from error
