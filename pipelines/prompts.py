@@ -81,7 +81,8 @@ def _prompt(processor: Any, sample: Sample) -> str:
     known = getattr(processor, "chat_template", None)
     if known is None:
         raise FlowpruneError(
-            "The model has no chat template, which makes prompts: put its chat_template.jinja beside it."
+            "The model has no chat template, of which prompts are made: put the chat_template.jinja that it was "
+            "trained with into its folder."
         )
     for name in sample.template:
         if not re.search(rf"\b{re.escape(name)}\b", str(known)):

@@ -16,7 +16,7 @@ from stand_ins import SETTINGS, StandIn, make_study, reap, work
 from multimodal import FlowpruneError
 from search.queue import claim
 from search.reaper import HERE
-from search.storages import sqlite_storage
+from search.storages import journal_storage, sqlite_storage
 from search.study import (
     best_trial,
     digest,
@@ -88,6 +88,28 @@ def test_a_study_file_that_cannot_be_written_is_one_sentence(tmp_path):
     for path in (tmp_path / "file" / "studies.db", tmp_path / "text.db"):
         with pytest.raises(FlowpruneError, match=r"study file .* cannot be written .*set storage\.path=FILE"):
             sqlite_storage(path)
+
+
+@pytest.mark.parametrize(
+    "written", ["not json\n", "no end", '{"op_code": 99, "worker_id": "x"}\n', "[1, 2]\n", "{}\n{}"]
+)
+def test_a_file_that_is_no_journal_is_one_sentence_and_left_alone(written, tmp_path):
+    path = tmp_path / "studies.journal"
+    path.write_text(written)
+    with pytest.raises(FlowpruneError, match=r"is not a journal of studies, or damaged: set storage\.path=FILE"):
+        journal_storage(path)
+    assert path.read_text() == written
+
+
+def test_half_a_line_of_a_writer_that_died_ends_no_study(tmp_path):
+    path = tmp_path / "studies.journal"
+    optuna.create_study(study_name="s", storage=journal_storage(path)).ask()
+    with path.open("ab") as file:
+        file.write(b'{"op_code": 5, "worker')
+    study = optuna.load_study(study_name="s", storage=journal_storage(path))
+    study.set_user_attr("after", 1)
+    found = optuna.load_study(study_name="s", storage=journal_storage(path))
+    assert found.user_attrs == {"after": 1} and len(found.get_trials()) == 1
 
 
 def test_a_clearly_worse_trial_stops_early(tmp_path):
