@@ -3,8 +3,11 @@
 import contextlib
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
+import sys
+from pathlib import Path
 from unittest.mock import Mock
 
 import optuna
@@ -26,6 +29,7 @@ from search.study import (
 )
 from search.worker import interruptible
 
+ROOT = Path(__file__).parents[2]
 DEAD = f"{HERE}:{2**22 + 7}"  # above the largest process id
 
 
@@ -254,6 +258,26 @@ def test_live_workers_and_other_hosts_keep_their_trials(tmp_path):
     finally:
         other.kill()
         other.wait()
+
+
+def test_a_container_of_the_same_host_name_keeps_its_trials(tmp_path):
+    """Its process ids mean something else here: only its heartbeat tells."""
+    apart, say = ["unshare", "--pid", "--fork", "--mount-proc"], "from search.reaper import HERE; print(HERE)"
+    if subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("no PID namespaces here")
+    told = subprocess.run([*apart, sys.executable, "-c", say], check=True, capture_output=True, text=True, cwd=ROOT)
+    there = told.stdout.strip()
+    assert there.partition("/")[0] == HERE.partition("/")[0] == socket.gethostname()
+    study = make_study(tmp_path)
+    study.ask().set_user_attr("worker", f"{there}:{2**22 + 7}")
+    assert reap(study, 4) == []
+
+
+def test_where_nothing_tells_process_ids_apart_only_the_heartbeat_does(tmp_path, monkeypatch):
+    monkeypatch.setattr("search.reaper.HERE", None)
+    study = make_study(tmp_path)
+    study.ask().set_user_attr("worker", f"{socket.gethostname()}:{2**22 + 7}")
+    assert reap(study, 4) == []
 
 
 def test_a_trial_that_is_worse_on_most_samples_but_better_on_average_goes_on(tmp_path):
