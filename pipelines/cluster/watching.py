@@ -9,9 +9,9 @@ from rich.markup import escape
 
 from multimodal import FlowpruneError
 from pipelines.cluster.workers import Launched
+from pipelines.commands import command
 from pipelines.console import console, counted
 from pipelines.progress import study_progress
-from pipelines.settings import Settings
 from pipelines.workspace import Workspace
 from search.reaper import Reaper
 from search.study import done_trials
@@ -58,7 +58,7 @@ def follow(workspace: Workspace, study: optuna.Study, own: Container[int] | None
         wait_for(launched)
         launched.cancel()  # those that never had to begin
     except KeyboardInterrupt:
-        _leave(workspace.settings, launched)
+        _leave(workspace, launched)
         raise
 
 
@@ -77,14 +77,16 @@ def _all_gone(study: optuna.Study, target: int, failed: dict[int, str]) -> str:
     )
 
 
-def _leave(settings: Settings, launched: Launched) -> None:
-    if settings.cluster.kind == "local":
+def _leave(workspace: Workspace, launched: Launched) -> None:
+    if workspace.settings.cluster.kind == "local":
         launched.cancel()
         wait_for(launched)
         return
     count = len(launched.alive())
     goes = f"{counted(count, 'worker')} {'goes' if count == 1 else 'go'} on."
-    console.print(f"{goes} Watch with stages=[watch], stop with stages=[cancel].", markup=False)
+    console.print(f"{goes} Watch them, or stop them, from any folder that this one is seen from:", markup=False)
+    for stage in ("watch", "cancel"):
+        console.print(command(workspace, stage), markup=False, highlight=False, soft_wrap=True)
 
 
 def wait_for(launched: Launched) -> None:

@@ -1,6 +1,8 @@
 """What tests of searches with launched workers share."""
 
 import json
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,10 +31,13 @@ def interrupted_cancelled_and_finished(
     with monkeypatch.context() as patch:
         patch.setattr("pipelines.cluster.watching.done_trials", interrupt_after_two)
         code, printed = flowprune(*command)
-    assert code == 130 and "2 workers go on. Watch with stages=[watch]" in words(printed), printed
+    assert code == 130 and "2 workers go on. Watch them, or stop them, from any folder" in words(printed), printed
+    [cancelling] = re.findall(r"^flowprune ('?stages=\[cancel\].*)$", printed, re.MULTILINE)
     study = load_study(command)
 
-    code, printed = flowprune(*command, "stages=[cancel]")
+    with monkeypatch.context() as patch:
+        patch.chdir(folder)
+        code, printed = flowprune(*shlex.split(cancelling))
     stopped = f"2 workers stopped with {len(complete(study))} of {NEVER} trials done"
     assert code == 0 and stopped in words(printed), printed
     assert not [trial for trial in study.get_trials() if trial.state == TrialState.RUNNING]
