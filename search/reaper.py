@@ -2,7 +2,8 @@
 
 A worker beats: while a trial runs it counts up one of the trial's attributes. Whoever looks counts his own looks at
 which nothing had changed, so that neither the hosts' clocks nor an outage of the storage makes a live worker look dead.
-Where process ids mean the same as for the worker, its process is asked for, and death is seen at once.
+Where process ids mean the same as for the worker, its process is asked for, and death is seen at once. Optuna's own
+heartbeat works on a database and under ``study.optimize`` alone.
 """
 
 import contextlib

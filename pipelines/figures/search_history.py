@@ -1,4 +1,4 @@
-"""Pictures of a search."""
+"""Pictures of a search. Optuna's own know neither estimates of trials that stopped early nor schedules by layer."""
 
 from collections.abc import Sequence
 from itertools import accumulate

@@ -1,4 +1,7 @@
-"""Calls to a database that wait while it is down: a restart of the server costs a worker time, and no trial."""
+"""Calls to a database that wait while it is down: a restart of the server costs a worker time, and no trial.
+
+One loop, which tenacity would not make shorter: what was lost is known only from the error.
+"""
 
 import functools
 import random

@@ -28,7 +28,17 @@ def test_every_command_runs(flowprune, slurm, postgres, proxy, mlflow_server, tm
     for written, real in ports.items():
         text = text.replace(written, real)
     done = [run(command, flowprune, monkeypatch) for command in commands(text)]
-    assert {"pip", "export", "echo", "chmod", "createdb", "mlflow", "ray", "flowprune"} == set(done)
+    assert {"pip", "export", "echo", "chmod", "sudo", "createdb", "mlflow", "ray", "flowprune"} == set(done)
+
+
+def test_the_slurm_of_the_page_is_the_one_that_tests_run():
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    [shown] = re.findall(r"```ini\n# /etc/slurm/slurm.conf\n(.*?)```", text, re.DOTALL)
+    tested = dict(line.split("=", 1) for line in engines.SLURM_CONF.strip().splitlines())
+    places = {"StateSaveLocation", "SlurmdSpoolDir", "SlurmdPidFile", "SlurmdLogFile", "SlurmctldHost"}
+    for name, value in (line.split("=", 1) for line in shown.strip().splitlines()):
+        assert name in tested
+        assert name in places or "=" in value or value == tested[name]
 
 
 def run(command: str, flowprune, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -39,6 +49,8 @@ def run(command: str, flowprune, monkeypatch: pytest.MonkeyPatch) -> str:
     elif program == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert set(re.findall(r"\[(.*)\]", arguments[1])[0].split(",")) <= set(extras)
+    elif program == "sudo":  # the fixture's database has this role
+        assert arguments == ["-u", "postgres", "createuser", "--createdb", "--pwprompt", "flowprune"]
     elif program == "mlflow":  # the fixture runs it, with these options
         assert {"server", "--backend-store-uri", "--artifacts-destination", "--host", "--port"} <= set(arguments)
     elif program == "ray" or "cluster=ray" in arguments:
