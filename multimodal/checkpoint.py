@@ -43,6 +43,28 @@ def read_weights(where: str, config: PretrainedConfig, **options: Any) -> PreTra
     return model
 
 
+def add_adapter(model: PreTrainedModel, where: str) -> None:
+    """Add a PEFT adapter to a model, all of it.
+
+    Args:
+        model: changed in place.
+        where: a folder or hub id.
+
+    Raises:
+        FlowpruneError: its weights are broken or pickled, or it was trained for another model.
+    """
+    _check_files(Path(where))
+    with _said_once():
+        found = model.load_adapter(where)
+    absent, foreign = sorted(found.missing_keys), sorted(found.unexpected_keys)
+    if absent or foreign:
+        example = f"it lacks {absent[0]}" if absent else f"the model has no {foreign[0]}"
+        raise FlowpruneError(
+            f"The adapter {where} is not this model's ({example}), or transformers cannot read its kind: give the "
+            "model that it was trained for, or merge it into the model with PEFT."
+        )
+
+
 def _with_a_tower(where: str, config: PretrainedConfig, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     tower = {f"model.vision_tower.{name}": weight for name, weight in tower_weights().items()}
     weights = load_file(Path(where) / WEIGHTS) | tower

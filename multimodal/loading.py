@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoProcessor, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin
 
-from multimodal.checkpoint import read_weights
+from multimodal.checkpoint import add_adapter, read_weights
 from multimodal.errors import FlowpruneError
 from multimodal.families import check_supported
 
@@ -72,7 +71,7 @@ def load_model(
     loaded = _reading(where, lambda: read_weights(where, config, **options))
     if adapter is not None:
         own = str(Path(adapter).expanduser())
-        _reading(own, lambda: loaded.load_adapter(own), "adapter", "give the folder or hub id of a PEFT adapter.")
+        _reading(own, lambda: add_adapter(loaded, own), "adapter", "give the folder or hub id of a PEFT adapter.")
     if "device_map" not in options:
         loaded.to(place)  # type: ignore[arg-type]
     return loaded.eval(), processor
@@ -109,7 +108,7 @@ def _reading(where: str, read: Callable[[], T], what: str = "model", give: str =
         raise
     except ImportError as error:
         raise FlowpruneError(f"{where} needs more than is installed ({_first_line(error)}): install that.") from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # a broken file breaks whatever of transformers reads it
         raise FlowpruneError(f"No {what} could be read from {where!r} ({_first_line(error)}): {give}") from error
 
 

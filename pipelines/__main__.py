@@ -20,6 +20,7 @@ from rich.markup import escape
 from multimodal import FlowpruneError
 from pipelines.command_line import override_sentence, spelt_out
 from pipelines.console import console, quieten_libraries
+from pipelines.full_disk import full_disk
 from pipelines.preconditions import check_preconditions
 from pipelines.settings import check_settings, register_resolvers
 from pipelines.stopping import TERMINATED, stop_on
@@ -32,15 +33,20 @@ OF_ONE_CONFIG = ("validate", "export", "maps", "generate", "benchmark")  # run f
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def app(cfg: DictConfig) -> None:
     """Run the stages of a composed configuration."""
+    settings = None
     try:
-        run_stages(Workspace(check_settings(cfg)))
+        settings = check_settings(cfg)
+        run_stages(Workspace(settings))
     except FlowpruneError as error:
         say_error(str(error))
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         console.print("[yellow]interrupted: what is finished is kept, the same command goes on.[/]")
         sys.exit(130)
-    except Exception:
+    except Exception as error:
+        if settings is not None and (full := full_disk(error, settings)) is not None:
+            say_error(full)
+            sys.exit(USER_ERROR)
         console.print_exception()
         sys.exit(CRASH)
 

@@ -26,5 +26,7 @@ def command(workspace: Workspace, stage: str) -> str:
     given["tracking.experiment"] = tracking.experiment
     if tracking.artifacts is not None:
         given["tracking.artifacts"] = Path(tracking.artifacts).absolute()
+    if settings.extensions:  # whose methods the study's configs name
+        given["extensions"] = f"[{','.join(settings.extensions)}]"
     given["output"] = Path(settings.output).absolute()
     return shlex.join(["flowprune", f"stages=[{stage}]", *(f"{name}={value}" for name, value in given.items())])

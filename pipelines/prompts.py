@@ -78,9 +78,14 @@ def _frames(processor: Any, samples: Sequence[Sample]) -> dict[str, Any]:
 
 def _prompt(processor: Any, sample: Sample) -> str:
     messages = [{"role": turn.role, "content": [_content(part) for part in turn.parts]} for turn in sample.turns]
-    known = str(getattr(processor, "chat_template", ""))
+    known = getattr(processor, "chat_template", None)
+    if known is None:
+        raise FlowpruneError(
+            "The model has no chat template, of which prompts are made: put the chat_template.jinja that it was "
+            "trained with into its folder."
+        )
     for name in sample.template:
-        if not re.search(rf"\b{re.escape(name)}\b", known):
+        if not re.search(rf"\b{re.escape(name)}\b", str(known)):
             raise FlowpruneError(f"data.template.{name} is no option of this model's chat template: leave it out.")
     return processor.apply_chat_template(messages, add_generation_prompt=True, **sample.template)
 

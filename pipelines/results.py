@@ -5,12 +5,12 @@ from pathlib import Path
 
 import optuna
 
-from multimodal import PruningConfig
+from multimodal import FlowpruneError, PruningConfig
 from pipelines.console import console, counted
 from pipelines.figures.front import plot_front
 from pipelines.figures.parameters import plot_importance, plot_parallel
 from pipelines.figures.search_history import plot_search
-from pipelines.settings import MEASURES, BudgetSettings
+from pipelines.settings import MEASURES, BudgetSettings, Settings
 from pipelines.tracking import keep_with_study, log_with_study, samples_of
 from pipelines.workspace import Workspace
 from search.credentials import masked
@@ -23,7 +23,10 @@ FEWEST = 4  # trials that say anything about parameters
 
 
 def as_searched(workspace: Workspace, study: optuna.Study) -> Workspace:
-    """The workspace with the budgets and the target that the study has, whatever the command line says."""
+    """The workspace with what the study was searched for, whatever the command line says: the budgets and the target
+    that it has, and the model, method and data of its folder.
+    """
+    workspace = _as_composed(workspace)
     settings = study.user_attrs["settings"]
     measure = next(measure for measure in MEASURES if measure in settings)
     budget = BudgetSettings.model_validate({"name": workspace.settings.budget.name, measure: settings[measure]})
@@ -32,9 +35,22 @@ def as_searched(workspace: Workspace, study: optuna.Study) -> Workspace:
     return workspace.but(budget=budget, search=workspace.settings.search.model_copy(update=changed))
 
 
+def _as_composed(workspace: Workspace) -> Workspace:
+    if not workspace.composed.exists():
+        return workspace
+    try:
+        composed = Settings.model_validate_json(workspace.composed.read_text(encoding="utf-8"))
+    except (ValueError, FlowpruneError):  # of another version
+        return workspace
+    if composed.study != workspace.settings.study:
+        return workspace
+    return workspace.but(model=composed.model, method=composed.method, data=composed.data, seed=composed.seed)
+
+
 def conclude(workspace: Workspace, study: optuna.Study) -> None:
     """Write what the study found, and keep it with its run."""
-    keep_with_study(workspace, [write_settings(workspace), *write_results(workspace, study)])
+    composed = [workspace.composed] if workspace.composed.exists() else []  # not if searched from another folder
+    keep_with_study(workspace, [*composed, *write_results(workspace, study)])
     log_calibration(workspace, study)
     for part in workspace.each_budget():
         keep_with_study(part, [part.tuned])
@@ -94,12 +110,11 @@ def write_results(workspace: Workspace, study: optuna.Study) -> list[Path]:
     return [workspace.trials, workspace.snapshot, *pictures]
 
 
-def write_settings(workspace: Workspace) -> Path:
-    """Write the composed configuration, without credentials; returns the file."""
+def write_settings(workspace: Workspace) -> None:
+    """Write the composed configuration, without credentials."""
     path = workspace.composed
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(masked(workspace.settings.model_dump_json(indent=2)) + "\n", encoding="utf-8")
-    return path
 
 
 def _write_trials(study: optuna.Study, path: Path) -> None:

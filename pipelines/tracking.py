@@ -9,6 +9,7 @@ import optuna
 from rich.markup import escape
 
 from multimodal import FlowpruneError, PruningConfig
+from pipelines.cluster.watching import WorkersGoOn
 from pipelines.commands import command
 from pipelines.console import console
 from pipelines.report_metrics import registry_figures, validated
@@ -164,6 +165,9 @@ def tracked(workspace: Workspace, study: optuna.Study, beside_others: bool = Fal
     try:
         yield tracker
         status = "FINISHED"
+    except WorkersGoOn:
+        status = "RUNNING"
+        raise
     except KeyboardInterrupt:
         status = CANCELLED
         raise

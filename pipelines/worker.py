@@ -11,6 +11,7 @@ from multimodal import FlowpruneError
 from pipelines.cluster.worker_log import DONE, ERROR, STOPPED
 from pipelines.console import quieten_libraries
 from pipelines.extensions import load_extensions
+from pipelines.full_disk import full_disk
 from pipelines.settings import Settings
 from pipelines.stopping import OF_A_CLUSTER, stop_on
 from pipelines.tracking import tracked
@@ -39,6 +40,7 @@ def main() -> None:
     """Entry point."""
     quieten_libraries()
     stop_on(OF_A_CLUSTER)
+    settings = None
     try:
         settings = Settings.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
         load_extensions(settings.extensions)
@@ -48,6 +50,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(f"\n{STOPPED}")
     except Exception as error:
+        if settings is not None and (full := full_disk(error, settings)) is not None:
+            sys.exit(f"\n{ERROR}{full}")
         traceback.print_exc()
         sys.exit(f"\n{ERROR}{type(error).__name__}: {error}")
     print(f"\n{DONE}")

@@ -94,7 +94,7 @@ class CalibrationSample:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
             temporary.replace(path)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise FlowpruneError(
                 f"The calibration cache cannot be written to {path.parent} ({error}): free space or set cache=FOLDER."
             ) from error

@@ -20,6 +20,10 @@ STUDY_SECONDS, WORKERS_SECONDS = 0.5, 2.0  # between looks
 STOP_SECONDS = 30  # that workers have to put their trials back
 
 
+class WorkersGoOn(KeyboardInterrupt):
+    """An interruption of the command that shows a search, and not of the search."""
+
+
 def follow(workspace: Workspace, study: optuna.Study, own: Container[int] | None = None) -> None:
     """Show a study's progress until its target is met; workers that die lose no trial, those that fail say why.
 
@@ -31,7 +35,8 @@ def follow(workspace: Workspace, study: optuna.Study, own: Container[int] | None
 
     Raises:
         FlowpruneError: all workers are gone before that.
-        KeyboardInterrupt: workers on this host are stopped then, others go on.
+        KeyboardInterrupt: workers of cluster=local are stopped then.
+        WorkersGoOn: others are not.
     """
     target, launched = workspace.settings.search.trials, Launched(workspace.workers)
     reaper, look, standing = Reaper(study, target), 0.0, ""
@@ -58,7 +63,8 @@ def follow(workspace: Workspace, study: optuna.Study, own: Container[int] | None
         wait_for(launched)
         launched.cancel()  # those that never had to begin
     except KeyboardInterrupt:
-        _leave(workspace, launched)
+        if _leave(workspace, launched) and len(done_trials(study)) < target:
+            raise WorkersGoOn from None
         raise
 
 
@@ -77,16 +83,17 @@ def _all_gone(study: optuna.Study, target: int, failed: dict[int, str]) -> str:
     )
 
 
-def _leave(workspace: Workspace, launched: Launched) -> None:
+def _leave(workspace: Workspace, launched: Launched) -> bool:
+    """Say which workers go on, after those of this host were stopped; whether any does."""
     if workspace.settings.cluster.kind == "local":
         launched.cancel()
         wait_for(launched)
-        return
     count = len(launched.alive())
-    goes = f"{counted(count, 'worker')} {'goes' if count == 1 else 'go'} on."
-    console.print(f"{goes} Watch them, or stop them, from any folder that this one is seen from:", markup=False)
-    for stage in ("watch", "cancel"):
-        console.print(command(workspace, stage), markup=False, highlight=False, soft_wrap=True)
+    if count:
+        console.print(f"{counted(count, 'worker')} {'goes' if count == 1 else 'go'} on.")
+        for what, stage in (("watch", "watch"), ("stop", "cancel")):
+            console.print(f"to {what} them:", escape(command(workspace, stage)), soft_wrap=True, highlight=False)
+    return count > 0
 
 
 def wait_for(launched: Launched) -> None:

@@ -28,4 +28,4 @@ def run(workspace: Workspace) -> None:
         Reaper(study, target).reap(study.get_trials(deepcopy=False), "its worker was stopped")
         done = len(done_trials(study))
         end_tracking(workspace, Tracker(study_runs(workspace, study)), CANCELLED)
-    console.print(f"{alive} stopped with {done} of {target} trials done; stages=[search] goes on.", markup=False)
+    console.print(f"{alive} stopped with {done} of {target} trials done; the search command goes on.")

@@ -6,7 +6,7 @@ from pipelines.cluster import check_pairing, follow, launch
 from pipelines.console import console
 from pipelines.figures.ranked_trials import write_ranked
 from pipelines.progress import study_progress
-from pipelines.results import check_own, conclude
+from pipelines.results import check_own, conclude, write_settings
 from pipelines.storage import open_storage
 from pipelines.tracking import check_tracking, keep_with_study, tracked
 from pipelines.trials import Search, check_budget, join, work
@@ -29,6 +29,7 @@ def run(workspace: Workspace) -> optuna.Study:
     study, target = search.study, workspace.settings.search.trials
     check_own(workspace, study)
     study.set_user_attr(TARGET, target)
+    write_settings(workspace)
     dead = Reaper(study, target).reap(study.get_trials(deepcopy=False))
     if dead:
         numbers = ", ".join(map(str, dead))

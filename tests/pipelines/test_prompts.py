@@ -86,5 +86,9 @@ def test_who_is_refused_is_named() -> None:
         build_inputs(opened(Processor()), [as_asked(fine, data(system="S"))])
     with pytest.raises(FlowpruneError, match=r"data\.template\.thinking is no option of this model's chat template"):
         build_inputs(opened(Processor()), [as_asked(fine, data(template={"thinking": True}))])
+    without = Processor()
+    without.chat_template = None
+    with pytest.raises(FlowpruneError, match=r"^The model has no chat template, .*: put the chat_template.jinja"):
+        build_inputs(opened(without), [fine])
     with pytest.raises(ValueError, match=r"data\.template\.tokenize is no option of a chat template"):
         data(template={"tokenize": True})

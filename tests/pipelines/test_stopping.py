@@ -4,8 +4,11 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
+import pytest
 from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState
 
@@ -52,3 +55,16 @@ def test_sigterm_is_a_clean_stop_and_the_same_command_goes_on(flowprune, tmp_pat
     code, printed = flowprune(*QUICK, "stages=[cancel]")
     assert code == 0 and "the study has its 4 trials, and stays as it is" in " ".join(printed.split())
     assert statuses(tmp_path, "study") == ["FINISHED"]
+
+
+@pytest.mark.parametrize(("free", "named"), [(0, "the disk of output: free some, or set output;"), (2**40, "a disk: ")])
+def test_a_full_disk_is_one_sentence(free, named, flowprune, tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        with Path("/dev/full").open("wb", buffering=0) as file:
+            file.write(b"x")
+
+    monkeypatch.setattr("pipelines.results.dump_study", full)
+    of_output = tmp_path / "run"
+    monkeypatch.setattr("shutil.disk_usage", lambda at: SimpleNamespace(free=free if at == of_output else 2**40))
+    code, printed = flowprune(*QUICK, "search.trials=1")
+    assert code == 2 and f"error: No space is left on {named}" in printed, printed

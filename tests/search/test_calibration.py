@@ -1,9 +1,11 @@
 """The calibration cache: what is written is read back, wholly or not at all."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import search.calibration
 from multimodal import FlowpruneError
@@ -83,9 +85,10 @@ def test_a_rewrite_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     written, path = observed(), tmp_path / "00000.safetensors"
     written.save(path)
     before = path.read_bytes()
-    monkeypatch.setattr(search.calibration, "save_file", lambda *_: (_ for _ in ()).throw(OSError("disk")))
-    with pytest.raises(FlowpruneError):
-        written.save(path)
+    for error in (OSError("disk"), SafetensorError("I/O error: No space left on device")):
+        monkeypatch.setattr(search.calibration, "save_file", Mock(side_effect=error))
+        with pytest.raises(FlowpruneError, match="free space or set cache=FOLDER"):
+            written.save(path)
     assert path.read_bytes() == before
 
 

@@ -3,8 +3,11 @@
 import contextlib
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
+import sys
+from pathlib import Path
 from unittest.mock import Mock
 
 import optuna
@@ -16,7 +19,7 @@ from stand_ins import SETTINGS, StandIn, make_study, reap, work
 from multimodal import FlowpruneError
 from search.queue import claim
 from search.reaper import HERE
-from search.storages import sqlite_storage
+from search.storages import journal_storage, sqlite_storage
 from search.study import (
     best_trial,
     digest,
@@ -26,6 +29,7 @@ from search.study import (
 )
 from search.worker import interruptible
 
+ROOT = Path(__file__).parents[2]
 DEAD = f"{HERE}:{2**22 + 7}"  # above the largest process id
 
 
@@ -88,6 +92,28 @@ def test_a_study_file_that_cannot_be_written_is_one_sentence(tmp_path):
     for path in (tmp_path / "file" / "studies.db", tmp_path / "text.db"):
         with pytest.raises(FlowpruneError, match=r"study file .* cannot be written .*set storage\.path=FILE"):
             sqlite_storage(path)
+
+
+@pytest.mark.parametrize(
+    "written", ["not json\n", "no end", '{"op_code": 99, "worker_id": "x"}\n', "[1, 2]\n", "{}\n{}"]
+)
+def test_a_file_that_is_no_journal_is_one_sentence_and_left_alone(written, tmp_path):
+    path = tmp_path / "studies.journal"
+    path.write_text(written)
+    with pytest.raises(FlowpruneError, match=r"is not a journal of studies, or damaged: set storage\.path=FILE"):
+        journal_storage(path)
+    assert path.read_text() == written
+
+
+def test_half_a_line_of_a_writer_that_died_ends_no_study(tmp_path):
+    path = tmp_path / "studies.journal"
+    optuna.create_study(study_name="s", storage=journal_storage(path)).ask()
+    with path.open("ab") as file:
+        file.write(b'{"op_code": 5, "worker')
+    study = optuna.load_study(study_name="s", storage=journal_storage(path))
+    study.set_user_attr("after", 1)
+    found = optuna.load_study(study_name="s", storage=journal_storage(path))
+    assert found.user_attrs == {"after": 1} and len(found.get_trials()) == 1
 
 
 def test_a_clearly_worse_trial_stops_early(tmp_path):
@@ -232,6 +258,26 @@ def test_live_workers_and_other_hosts_keep_their_trials(tmp_path):
     finally:
         other.kill()
         other.wait()
+
+
+def test_a_container_of_the_same_host_name_keeps_its_trials(tmp_path):
+    """Its process ids mean something else here: only its heartbeat tells."""
+    apart, say = ["unshare", "--pid", "--fork", "--mount-proc"], "from search.reaper import HERE; print(HERE)"
+    if subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("no PID namespaces here")
+    told = subprocess.run([*apart, sys.executable, "-c", say], check=True, capture_output=True, text=True, cwd=ROOT)
+    there = told.stdout.strip()
+    assert there.partition("/")[0] == HERE.partition("/")[0] == socket.gethostname()
+    study = make_study(tmp_path)
+    study.ask().set_user_attr("worker", f"{there}:{2**22 + 7}")
+    assert reap(study, 4) == []
+
+
+def test_where_nothing_tells_process_ids_apart_only_the_heartbeat_does(tmp_path, monkeypatch):
+    monkeypatch.setattr("search.reaper.HERE", None)
+    study = make_study(tmp_path)
+    study.ask().set_user_attr("worker", f"{socket.gethostname()}:{2**22 + 7}")
+    assert reap(study, 4) == []
 
 
 def test_a_trial_that_is_worse_on_most_samples_but_better_on_average_goes_on(tmp_path):
