@@ -89,13 +89,11 @@ def _leave(workspace: Workspace, launched: Launched) -> bool:
         launched.cancel()
         wait_for(launched)
     count = len(launched.alive())
-    if count == 0:
-        return False
-    goes = f"{counted(count, 'worker')} {'goes' if count == 1 else 'go'} on."
-    console.print(f"{goes} Watch them, or stop them, from any folder that this one is seen from:", markup=False)
-    for stage in ("watch", "cancel"):
-        console.print(command(workspace, stage), markup=False, highlight=False, soft_wrap=True)
-    return True
+    if count:
+        console.print(f"{counted(count, 'worker')} {'goes' if count == 1 else 'go'} on.")
+        for what, stage in (("watch", "watch"), ("stop", "cancel")):
+            console.print(f"to {what} them:", escape(command(workspace, stage)), soft_wrap=True, highlight=False)
+    return count > 0
 
 
 def wait_for(launched: Launched) -> None:
