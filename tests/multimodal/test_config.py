@@ -25,6 +25,7 @@ GOOD: dict[str, Any] = {
     "budget": {"measure": "retention", "asked": 0.5, "met": 0.4987},
     "provenance": {
         "study": "s",
+        "study_id": "0f",
         "trial": 3,
         "calibration_discrepancy": 0.02,
         "objective": "discrepancy",

@@ -59,7 +59,8 @@ def run(command: str, flowprune, monkeypatch: pytest.MonkeyPatch) -> str:
         assert arguments[:2] == ["stages=[proxy]", "storage=postgres"]
     elif program == "flowprune":
         more = ["cluster.cpus=1", "cluster.hours=0.5"] if "cluster=slurm" in arguments else []
-        more += ["search.trials=6"] if "storage=grpc" in arguments else []  # there is something to do
+        if "storage=grpc" in arguments:  # the fixture's proxy has a database of its own
+            more += ["search.trials=6", "study=proxied"]
         named = {argument.split("=")[0] for argument in SMALL}
         kept = [argument for argument in arguments if argument.split("=")[0] not in named]
         bare = ["tracking.uri", "tracking.artifacts"] if "tracking=server" in arguments else []
