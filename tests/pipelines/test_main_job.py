@@ -260,11 +260,17 @@ def test_several_budgets_in_one_study(flowprune, tmp_path):
 
 def test_a_budget_in_milliseconds(flowprune, tmp_path, monkeypatch):
     on_budget = ("experiment=smoke", "search.batch_size=3", "budget=latency_ms")
+    assert flowprune(*on_budget, "budget.latency_ms=0.001", "stages=[search]")[0] == 2
+    [file] = tmp_path.glob("cache/*/latency-*.json")
+    measured = json.loads(file.read_text())
+    measured |= {
+        "milliseconds": [0.1 * tokens for tokens in measured["tokens"]],
+        "pruning": 1.0,
+    }  # busy cores are noisy
+    file.write_text(json.dumps(measured))
     code, printed = flowprune(*on_budget, "budget.latency_ms=0.001", "stages=[search]")
     least = re.search(r"is left in any case .*ask for at least ([\d.]+\d)", " ".join(printed.split()))
     assert code == 2 and least
-    [file] = tmp_path.glob("cache/*/latency-*.json")
-    measured = json.loads(file.read_text())
     budget = (3 * float(least[1]) + measured["pruning"] + measured["milliseconds"][-1]) / 4
     on_budget += (f"budget.latency_ms={budget}",)
     code, printed = flowprune(*on_budget, "stages=[calibrate,search,export]")
