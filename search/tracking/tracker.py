@@ -11,6 +11,7 @@ from search.tracking.runs import StudyRuns
 from search.tracking.store import reason
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds before a store that was lost is tried again
+LAST_TRIES = 3  # at a worker's end: others may end at the same moment, and delete what this one is writing to
 
 
 class Tracker:
@@ -55,7 +56,12 @@ class Tracker:
         """
         self._work.put(None)
         self._thread.join()
-        self._attempt(lambda: self._is_needed() and self._runs.sync(status))
+        for tried in range(LAST_TRIES):
+            if tried:
+                time.sleep(FIRST_PAUSE)
+            self._attempt(lambda: self._is_needed() and self._runs.sync(status))
+            if not self._behind:
+                break
 
     def _is_needed(self) -> bool:
         if self._behind or self._said_running or not self._beside_others:

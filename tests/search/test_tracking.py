@@ -223,6 +223,24 @@ def test_a_server_lost_to_the_end_is_caught_up_by_the_next_run(methods, answers,
     check_agreement(folder, study)
 
 
+def test_a_store_that_fails_once_at_the_end_is_asked_again(folder, monkeypatch):
+    monkeypatch.setattr(search.tracking.tracker, "FIRST_PAUSE", 0.01)
+    study = make_study(folder)
+    client = client_of(folder)
+    flaky = Flaky(client, MlflowException("The run must be in the 'active' state."), methods=("search_runs",))
+    tracker = Tracker(flaky_runs(flaky, study, folder))
+    work(study, 3, tracker=tracker)
+    flaky.down = True
+
+    def sleep(seconds: float) -> None:
+        flaky.down = False
+
+    monkeypatch.setattr(search.tracking.tracker.time, "sleep", sleep)
+    tracker.close()
+    assert flaky.lost_calls and tracker.lost is None
+    check_agreement(folder, study)
+
+
 def test_a_lost_answer_makes_no_second_run(folder, monkeypatch):
     monkeypatch.setattr(search.tracking.tracker, "FIRST_PAUSE", 0.01)
     study = make_study(folder)
