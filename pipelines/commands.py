@@ -5,9 +5,7 @@ from pathlib import Path
 
 from pipelines.settings import FileStorage
 from pipelines.workspace import Workspace
-from search.credentials import masked
-
-SQLITE = "sqlite:///"
+from search.tracking.store import overrides_of
 
 
 def command(workspace: Workspace, stage: str) -> str:
@@ -19,10 +17,7 @@ def command(workspace: Workspace, stage: str) -> str:
     if isinstance(storage, FileStorage):
         where["path"] = str(Path(storage.path).absolute())
     given |= {f"storage.{name}": value for name, value in where.items()}
-    uri = tracking.uri
-    if uri.startswith(SQLITE):
-        uri = SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute())
-    given |= {"tracking": "server" if uri.startswith("http") else "local", "tracking.uri": masked(uri)}
+    given |= overrides_of(tracking.uri)
     given["tracking.experiment"] = tracking.experiment
     if tracking.artifacts is not None:
         given["tracking.artifacts"] = Path(tracking.artifacts).absolute()

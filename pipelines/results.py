@@ -10,12 +10,23 @@ from pipelines.console import console, counted
 from pipelines.figures.front import plot_front
 from pipelines.figures.parameters import plot_importance, plot_parallel
 from pipelines.figures.search_history import plot_search
-from pipelines.settings import MEASURES, BudgetSettings, Settings
+from pipelines.settings import BudgetSettings, Settings
 from pipelines.tracking import keep_with_study, log_with_study, samples_of
 from pipelines.workspace import Workspace
 from search.credentials import masked
 from search.snapshot import dump_study
-from search.study import TARGET, best_trial, best_trials, discrepancy, done_trials, outcome, spent
+from search.study import (
+    TARGET,
+    best_trial,
+    best_trials,
+    budgets_of,
+    discrepancy,
+    done_trials,
+    is_front,
+    measure_of,
+    outcome,
+    spent,
+)
 from search.tracking import trial_metrics
 from search.tuned import check_tuned, tuned_config
 
@@ -27,11 +38,10 @@ def as_searched(workspace: Workspace, study: optuna.Study) -> Workspace:
     that it has, and the model, method and data of its folder.
     """
     workspace = _as_composed(workspace)
-    settings = study.user_attrs["settings"]
-    measure = next(measure for measure in MEASURES if measure in settings)
-    budget = BudgetSettings.model_validate({"name": workspace.settings.budget.name, measure: settings[measure]})
+    named = {"name": workspace.settings.budget.name, measure_of(study): budgets_of(study)}
+    budget = BudgetSettings.model_validate(named)
     target = study.user_attrs.get(TARGET, workspace.settings.search.trials)
-    changed = {"pareto": len(study.directions) > 1, "trials": target}
+    changed = {"pareto": is_front(study), "trials": target}
     return workspace.but(budget=budget, search=workspace.settings.search.model_copy(update=changed))
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import optuna
@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from multimodal import FlowpruneError
 from multimodal.config import Budget
+from multimodal.options import Measure
 from search.sampler import make_sampler
 
 OBJECTIVES = {"discrepancy": "discrepancy", "kl": "next_token_kl"}  # what tables and tracking call each
@@ -87,9 +88,10 @@ def check_ours(study: optuna.Study) -> None:
     Raises:
         FlowpruneError: it has something, and no settings of ours.
     """
-    ours = isinstance(study.user_attrs.get("settings"), Mapping)
-    begun = study.user_attrs or study.get_trials(deepcopy=False)  # else another worker is making it
-    if begun and not ours:
+    known = study.user_attrs
+    if isinstance(known.get("settings"), Mapping):
+        return
+    if known or study.get_trials(deepcopy=False):  # else another worker is making it
         raise FlowpruneError(f"Study {study.study_name!r} was not made by flowprune: choose another study=NAME.")
 
 
@@ -131,6 +133,22 @@ def discrepancy(trial: FrozenTrial) -> float:
 def objective_name(study: optuna.Study) -> str:
     """What tables and tracking call that which a study minimises."""
     return OBJECTIVES[study.user_attrs.get("settings", {}).get("objective", "discrepancy")]
+
+
+def measure_of(study: optuna.Study) -> Measure:
+    """What a study's budgets are measured in."""
+    return next(measure for measure in get_args(Measure) if measure in study.user_attrs["settings"])
+
+
+def budgets_of(study: optuna.Study) -> list[float]:
+    """The budgets of a study."""
+    found = study.user_attrs["settings"][measure_of(study)]
+    return [float(each) for each in found] if isinstance(found, list) else [float(found)]
+
+
+def is_front(study: optuna.Study) -> bool:
+    """Whether a study has several budgets, and two objectives."""
+    return len(study.directions) > 1
 
 
 def spent(trial: FrozenTrial) -> Budget:

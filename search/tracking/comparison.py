@@ -1,6 +1,5 @@
 """A comparison's MLflow runs: one parent, and one child a contender. A comparison of the same name replaces it."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from mlflow.tracking import MlflowClient
 from multimodal import FlowpruneError
 from search.credentials import masked
 from search.study import digest
-from search.tracking.pages import runs_route, ui_of
+from search.tracking.pages import columns_of, runs_route, shared_view, ui_of
 from search.tracking.store import LOST, make_experiment, open_store, reason
 
 PARAMS = ("method", "variant", "budget")
@@ -58,7 +57,7 @@ def log_comparison(
         client = open_store(uri)
         number = str(make_experiment(client, experiment, artifacts).experiment_id)
         run = _log(client, number, name, words, entries, files)
-        client.set_experiment_tag(number, f"mlflow.sharedViewState.{run}", _view(run))
+        client.set_experiment_tag(number, *_view(run))
         return f"{ui_of(uri)}/{runs_route(number, run)}"
     except LOST as error:
         raise FlowpruneError(
@@ -99,13 +98,7 @@ def _log(
     return str(parent.info.run_id)
 
 
-def _view(run: str) -> str:
-    """Which runs the table has, in which order, with which columns, as the UI's own "share view" writes it."""
-    columns = [f"params.`{name}`" for name in PARAMS] + [f"metrics.`{name}`" for name in METRICS]
-    view = {
-        "searchFilter": f"tags.kind = 'contender' and tags.`mlflow.parentRunId` = '{run}'",
-        "orderByKey": f"metrics.`{METRICS[0]}`",
-        "orderByAsc": False,
-        "selectedColumns": columns,
-    }
-    return json.dumps(view)
+def _view(run: str) -> tuple[str, str]:
+    """The contenders in one table, the most accurate first."""
+    rows = f"tags.kind = 'contender' and tags.`mlflow.parentRunId` = '{run}'"
+    return shared_view(run, rows, f"metrics.`{METRICS[0]}`", columns_of(PARAMS, METRICS), ascending=False)

@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, get_args
+from typing import Any
 
 import optuna
 from mlflow.entities import Metric, Param, Run, RunTag
 from optuna.trial import FrozenTrial, TrialState
 
-from multimodal.options import Measure
 from search.credentials import masked
-from search.study import LABELS, discrepancy, outcome, stopped_early
+from search.study import LABELS, discrepancy, measure_of, outcome, stopped_early
 from search.tuned import tuned_config
 
 RUN = "mlflow_run"  # the study's attribute that names its run; RUN:BUDGET names that of one of several budgets
@@ -81,11 +80,6 @@ def shared_params(study: optuna.Study) -> dict[str, str]:
     settings = study.user_attrs["settings"]
     model = study.user_attrs.get(LABELS, {}).get("model", settings["model"]["id"])
     return {"model": str(model), "method": settings["method"], "budget_measure": measure_of(study)}
-
-
-def measure_of(study: optuna.Study) -> str:
-    """What a study's budgets are measured in."""
-    return next(name for name in get_args(Measure) if name in study.user_attrs["settings"])
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

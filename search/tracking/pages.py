@@ -3,16 +3,14 @@
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
-from pathlib import Path
 
 import optuna
 
-from search.credentials import masked
 from search.study import best_trials, discrepancy, done_trials, objective_name, spent
 from search.tracking.facts import FIGURE, RUN
-from search.tracking.store import LOST, SQLITE, open_store
+from search.tracking.store import LOST, open_store, overrides_of
 
 LOCAL_UI = "http://127.0.0.1:5000"
 VIEW = "mlflow.sharedViewState."  # begins an experiment's tags that hold the UI's "share views"
@@ -64,8 +62,7 @@ def runs_route(experiment: str, view: str) -> str:
 
 def studies_view() -> tuple[str, str]:
     """The experiment's tag behind :func:`studies_page`, and its value."""
-    columns = [*(f"params.`{name}`" for name in STUDY_PARAMS), *(f"metrics.`{name}`" for name in STUDY_METRICS)]
-    return VIEW + ALL, _state(f"tags.`{ROW}` = '{STUDY_ROW}'", "params.`model`", columns, True)
+    return shared_view(ALL, f"tags.`{ROW}` = '{STUDY_ROW}'", "params.`model`", columns_of(STUDY_PARAMS, STUDY_METRICS))
 
 
 def trials_view(study: optuna.Study, run: str) -> tuple[str, str]:
@@ -74,24 +71,41 @@ def trials_view(study: optuna.Study, run: str) -> tuple[str, str]:
     Every trial that is done has a discrepancy, measured or, as it was stopped early, estimated; a column says which.
 
     Returns:
-        The experiment's tag that holds it, as the UI's own "share view" writes it, and its value.
+        The experiment's tag that holds it, and its value.
     """
     done, name = done_trials(study), objective_name(study)
     named = dict.fromkeys(chain.from_iterable(trial.user_attrs["parameters"] for trial in done))
     columns = [f"metrics.`{name}`", f"tags.`{FIGURE}`", "metrics.`retention`", *(f"params.`{each}`" for each in named)]
     rows = f"tags.kind = 'trial' and tags.`mlflow.parentRunId` = '{run}'"
-    return VIEW + run, _state(rows, f"metrics.`{name}`", columns, True)
+    return shared_view(run, rows, f"metrics.`{name}`", columns)
 
 
 def budgets_view(run: str) -> tuple[str, str]:
     """The view of a front's budgets, as :func:`trials_view` is of trials."""
-    columns = [*(f"params.`{name}`" for name in STUDY_PARAMS), *(f"metrics.`{name}`" for name in STUDY_METRICS)]
     rows = f"tags.kind = 'budget' and tags.`mlflow.parentRunId` = '{run}'"
-    return VIEW + run, _state(rows, "params.`budget`", columns, True)
+    return shared_view(run, rows, "params.`budget`", columns_of(STUDY_PARAMS, STUDY_METRICS))
 
 
-def _state(rows: str, key: str, columns: list[str], ascending: bool) -> str:
-    return json.dumps({"searchFilter": rows, "orderByKey": key, "orderByAsc": ascending, "selectedColumns": columns})
+def shared_view(name: str, rows: str, key: str, columns: Sequence[str], ascending: bool = True) -> tuple[str, str]:
+    """A table of runs, as the UI's own "share view" writes it.
+
+    Args:
+        name: of the view.
+        rows: the filter of its runs.
+        key: what they are sorted by.
+        columns: what is shown of them.
+        ascending: whether the least comes first.
+
+    Returns:
+        The experiment's tag that holds it, and its value.
+    """
+    state = {"searchFilter": rows, "orderByKey": key, "orderByAsc": ascending, "selectedColumns": list(columns)}
+    return VIEW + name, json.dumps(state)
+
+
+def columns_of(params: Sequence[str], metrics: Sequence[str]) -> list[str]:
+    """Columns of a view."""
+    return [*(f"params.`{name}`" for name in params), *(f"metrics.`{name}`" for name in metrics)]
 
 
 def fetch_command(uri: str, which: str) -> str:
@@ -101,12 +115,8 @@ def fetch_command(uri: str, which: str) -> str:
         uri: of the store.
         which: ``run_id=…`` or ``registered=…``.
     """
-    if uri.startswith(SQLITE):
-        uri = SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute())
-    kind = "server" if uri.startswith("http") else "local"
-    return (
-        f"flowprune 'stages=[export]' {which} tracking={kind} {shlex.quote('tracking.uri=' + masked(uri))} output=tuned"
-    )
+    store = [f"{name}={value}" for name, value in overrides_of(uri).items()]
+    return shlex.join(["flowprune", "stages=[export]", which, *store, "output=tuned"])
 
 
 def note(study: optuna.Study, experiment: str, run: str, uri: str, budgets: Mapping[float, str]) -> str:

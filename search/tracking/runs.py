@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from optuna.trial import FrozenTrial, TrialState
 
-from search.study import study_ids
+from search.study import budgets_of, is_front, study_ids
 from search.tracking.facts import RUN, agrees, ended, entities, milliseconds, shared_params, status
 from search.tracking.origin import origin_tags
 from search.tracking.pages import budgets_view, note, studies_view, trials_view
@@ -22,9 +22,7 @@ from search.tracking.store import KIND, make_experiment
 from search.tracking.summary import (
     best_curve,
     budget_of,
-    budgets_of,
     curve_name,
-    is_front,
     latest_done,
     progress_metrics,
     summary_of,

@@ -72,6 +72,13 @@ def _try(uri: str) -> None:
                 raise OSError(f"{path} is read-only")
 
 
+def overrides_of(uri: str) -> dict[str, str]:
+    """The settings that name a store on a command line, in any folder and without credentials."""
+    if uri.startswith(SQLITE):
+        uri = SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute())
+    return {"tracking": "server" if uri.startswith("http") else "local", "tracking.uri": masked(uri)}
+
+
 def check_store(uri: str, experiment: str) -> None:
     """Ask a tracking store whether it is there and takes an experiment's runs.
 

@@ -9,8 +9,17 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.tracking import MlflowClient
 from optuna.trial import FrozenTrial, TrialState
 
-from search.study import LABELS, best_trials, discrepancy, done_trials, objective_name, stopped_early
-from search.tracking.facts import CONFIG, ended, flat, measure_of, shared_params, trial_metrics
+from search.study import (
+    LABELS,
+    best_trials,
+    discrepancy,
+    done_trials,
+    is_front,
+    measure_of,
+    objective_name,
+    stopped_early,
+)
+from search.tracking.facts import CONFIG, ended, flat, shared_params, trial_metrics
 from search.tracking.pages import ROW, STUDY_ROW
 from search.tuned import tuned_config
 
@@ -32,17 +41,6 @@ class Summary:
     metrics: dict[str, float]
     curve: list[Metric]
     at: int
-
-
-def is_front(study: optuna.Study) -> bool:
-    """Whether a study has several budgets, so that each has a run of its own below the study's."""
-    return len(study.directions) > 1
-
-
-def budgets_of(study: optuna.Study) -> list[float]:
-    """The budgets of a study."""
-    found = study.user_attrs["settings"][measure_of(study)]
-    return [float(each) for each in found] if isinstance(found, list) else [float(found)]
 
 
 def budget_of(trial: FrozenTrial) -> float | None:
