@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,23 +14,7 @@ from multimodal.errors import FlowpruneError
 from multimodal.families import Geometry, modules_of
 from multimodal.runtime.hooks import Hook, MethodHook
 from multimodal.runtime.pruner import prune
-
-
-@dataclass(frozen=True)
-class LeftOfImage:
-    """One image after the step before the language model.
-
-    Args:
-        features: what the language model's first layer is to see ``[k, C]``.
-        positions: of these tokens on each rotary axis, counted from where the image begins ``[axes, k]``.
-        span: positions that the whole image takes, so that the text after it goes on as in the unpruned prompt.
-        visual_tokens: of the unpruned image.
-    """
-
-    features: Tensor
-    positions: Tensor
-    span: int
-    visual_tokens: int
+from multimodal.serving.rows import LeftOfImage
 
 
 @torch.inference_mode()
