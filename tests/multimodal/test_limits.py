@@ -6,7 +6,7 @@ from multimodal import FlowpruneError, PruningConfig, PruningStep
 from multimodal.adaptive import Adaptive
 from multimodal.costs import prefill_flops, retention
 from multimodal.layout import Layout
-from multimodal.serving import STOCK_VLLM, VLLM, check_servable, nearest_servable, one_step_ratio
+from multimodal.serving.limits import STOCK_VLLM, VLLM, check_servable, nearest_servable, one_step_ratio
 
 
 def _config(method: dict, *steps: tuple[int, float], **more: object) -> PruningConfig:

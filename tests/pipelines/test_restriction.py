@@ -12,7 +12,7 @@ from multimodal.costs import Workload
 from multimodal.families import geometry_of
 from multimodal.layout import Layout
 from multimodal.loading import SHIPPED
-from multimodal.serving import STOCK_VLLM, VLLM, check_servable
+from multimodal.serving.limits import STOCK_VLLM, VLLM, check_servable
 from pipelines.baselines import untuned_config
 from pipelines.command_line import spelt_out
 from pipelines.restriction import served_method
