@@ -8,6 +8,7 @@ from pipelines.settings.data import Columns, DataSettings
 from pipelines.settings.method import MethodSettings, Untuned
 from pipelines.settings.model import ModelSettings
 from pipelines.settings.search import SearchSettings
+from pipelines.settings.serving import NO_ENGINE, ServingSettings
 from pipelines.settings.stages import (
     BenchmarkSettings,
     CompareSettings,
@@ -21,6 +22,7 @@ from pipelines.settings.tracking import TrackingSettings
 
 __all__ = [
     "MEASURES",
+    "NO_ENGINE",
     "BenchmarkSettings",
     "BudgetSettings",
     "ClusterSettings",
@@ -39,6 +41,7 @@ __all__ = [
     "ProxySettings",
     "RayCluster",
     "SearchSettings",
+    "ServingSettings",
     "Settings",
     "SlurmCluster",
     "Stage",

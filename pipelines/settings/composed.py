@@ -12,6 +12,7 @@ from pipelines.settings.group import Group, PathText
 from pipelines.settings.method import MethodSettings
 from pipelines.settings.model import ModelSettings
 from pipelines.settings.search import SearchSettings
+from pipelines.settings.serving import ServingSettings
 from pipelines.settings.stages import (
     BenchmarkSettings,
     CompareSettings,
@@ -32,6 +33,7 @@ class Settings(Group):
     method: MethodSettings
     budget: BudgetSettings
     search: SearchSettings
+    serving: ServingSettings
     storage: StorageSettings
     cluster: ClusterSettings
     tracking: TrackingSettings
@@ -80,6 +82,11 @@ class Settings(Group):
     @property
     def _conditional(self) -> bool:
         return len(self.method.among) > 1 or len(self.search.merging) > 1
+
+    @property
+    def steps(self) -> int:
+        """Pruning steps of the search: the one that an engine can take, or as many as were asked for."""
+        return self.search.steps if self.serving.engine is None else 1
 
     @property
     def sampler(self) -> str:
