@@ -96,11 +96,11 @@ class Endpoint:
                 if job.request.stream:
                     return await self._streamed(job, began)
                 return JSONResponse(await self._unless_gone(http, job, began))
-        except RefusalError as refusal:
-            return JSONResponse(refusal.body, refusal.status)
+        except RefusalError as error:
+            return _refused(error)
         except TimeoutError:
-            refusal = RefusalError(504, f"No answer within {self._settings.timeout:g} seconds: try again, or ask for less.")
-            return JSONResponse(refusal.body, refusal.status)
+            seconds = f"{self._settings.timeout:g} seconds"
+            return _refused(RefusalError(504, f"No answer within {seconds}: try again, or ask for less."))
 
     async def _unless_gone(self, http: Request, job: Job, began: float) -> dict[str, Any]:
         """The answer, unless its client leaves."""
@@ -196,12 +196,17 @@ class Endpoint:
         given = http.headers.get("authorization", "").removeprefix("Bearer ")
         open_to_all = http.url.path == "/health"
         if self._key is not None and not open_to_all and not secrets.compare_digest(given.encode(), self._key.encode()):
-            refusal = RefusalError(401, "The API key is wrong or missing: send it as a bearer token.")
-            response: Response = JSONResponse(refusal.body, refusal.status)
+            response: Response = _refused(
+                RefusalError(401, "The API key is wrong or missing: send it as a bearer token.")
+            )
         else:
             response = await answer(http)
         self._metrics.requests.labels(str(response.status_code)).inc()
         return response
+
+
+def _refused(refusal: RefusalError) -> Response:
+    return JSONResponse(refusal.body, refusal.status)
 
 
 def _line(body: dict[str, Any]) -> str:

@@ -109,7 +109,8 @@ class Images:
                     raise _refused(f"{host} answers {response.status_code} to the request for the image.")
                 async for chunk in response.aiter_bytes():
                     data += chunk
-                    self._bounded(data)
+                    if len(data) > self._most_bytes:
+                        raise self._too_large()
         except httpx2.HTTPError as error:
             raise _refused(f"The image cannot be fetched from {host} ({type(error).__name__}).") from error
         return bytes(data)

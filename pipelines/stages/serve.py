@@ -2,7 +2,6 @@
 
 import logging
 import os
-from pathlib import Path
 
 import uvicorn
 from rich.table import Table
