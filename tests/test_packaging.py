@@ -14,11 +14,17 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "hydra": "hydra-core",
+    "lmms_eval": "lmms-eval",
     "omegaconf": "hydra-core",
     "sqlalchemy": "mlflow",
     "grpc": "grpcio",
 }
-BROUGHT = {"huggingface_hub": "transformers", "tokenizers": "transformers", "omegaconf": "hydra-core"}
+BROUGHT = {
+    "huggingface_hub": "transformers",
+    "tokenizers": "transformers",
+    "tqdm": "transformers",
+    "omegaconf": "hydra-core",
+}
 
 
 def named(requirements: list[str]) -> set[str]:
@@ -39,7 +45,11 @@ def imported(package: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("package", "extras"),
-    [("multimodal", ["dino", "dev"]), ("search", ["search", "postgres"]), ("pipelines", ["search", "slurm", "ray"])],
+    [
+        ("multimodal", ["dino", "lmms-eval", "dev"]),
+        ("search", ["search", "postgres"]),
+        ("pipelines", ["search", "slurm", "ray"]),
+    ],
 )
 def test_what_a_package_imports_is_installed_with_it(package, extras):
     there = named(PROJECT["dependencies"]).union(*(named(PROJECT["optional-dependencies"][each]) for each in extras))

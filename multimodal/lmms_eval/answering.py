@@ -90,9 +90,6 @@ class Answering:
         beams = len(reports) // len(talks) or 1
         pad = self._processor.tokenizer.pad_token_id
         texts = self._processor.batch_decode(new, skip_special_tokens=True)
-        answers = [
-            Answer(until(text, asked.get("until")), int((row != pad).sum()))
-            for text, row in zip(texts, new, strict=True)
-        ]
-        self.tally.see(talks, reports[::beams], sum(answer.tokens for answer in answers), seconds)
-        return answers
+        tokens = [int((row != pad).sum()) for row in new]
+        self.tally.see(talks, tokens, reports[::beams], seconds)
+        return [Answer(until(text, asked.get("until")), count) for text, count in zip(texts, tokens, strict=True)]

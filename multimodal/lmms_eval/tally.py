@@ -31,20 +31,22 @@ class Tally:
     seconds: float = 0.0
 
     def see(
-        self, talks: Sequence[Conversation], reports: Sequence[SampleReport], new_tokens: int, seconds: float
+        self, talks: Sequence[Conversation], tokens: Sequence[int], reports: Sequence[SampleReport], seconds: float
     ) -> None:
         """Count a batch.
 
         Args:
             talks: its prompts.
-            reports: what pruning did to each; none where it did nothing.
-            new_tokens: of the answers.
-            seconds: that they took.
+            tokens: of their answers.
+            reports: what pruning did to them; none where it did nothing.
+            seconds: that the batch took.
         """
-        self.new_tokens += new_tokens
         self.seconds += seconds
-        for talk, report in zip(talks, reports, strict=False):
-            if talk.counts and report.visual_tokens:
+        for number, talk in enumerate(talks):
+            if not talk.counts:
+                continue
+            self.new_tokens += tokens[number]
+            if reports and (report := reports[number]).visual_tokens:
                 self.prompts += 1
                 self.retention += report.retention
                 self.visual_tokens += report.visual_tokens
