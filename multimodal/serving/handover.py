@@ -1,7 +1,9 @@
 """What is left of a prompt's images before the language model, for an engine that reads ready embeddings."""
 
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,23 +13,36 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from multimodal.config import PruningConfig
 from multimodal.errors import FlowpruneError
-from multimodal.families import Geometry, modules_of
+from multimodal.families import Geometry, Modules, modules_of
 from multimodal.runtime.hooks import Hook, MethodHook
+from multimodal.runtime.prefill import Prefill
 from multimodal.runtime.pruner import prune
 from multimodal.serving.rows import LeftOfImage
 
 
+@dataclass(frozen=True)
+class HandedOver:
+    """A batch of prompts as far as before the language model.
+
+    Args:
+        rows: for each prompt its images, in order.
+        tower_seconds: of vision tower and projector.
+        step_seconds: of the step.
+    """
+
+    rows: list[list[LeftOfImage]]
+    tower_seconds: float
+    step_seconds: float
+
+
 @torch.inference_mode()
-def hand_over(model: PreTrainedModel, config: PruningConfig, inputs: Mapping[str, Any]) -> list[list[LeftOfImage]]:
+def hand_over(model: PreTrainedModel, config: PruningConfig, inputs: Mapping[str, Any]) -> HandedOver:
     """Encode a batch of prompts and take the step before the language model, of which no layer runs.
 
     Args:
         model: of a family whose images are one run of placeholders, and only looked at before the language model.
         config: one step, before the language model.
         inputs: what the processor made of the prompts.
-
-    Returns:
-        For each prompt its images, in order.
 
     Raises:
         FlowpruneError: the config or the family cannot be served so.
@@ -39,46 +54,66 @@ def hand_over(model: PreTrainedModel, config: PruningConfig, inputs: Mapping[str
             "Ready embeddings hold what one step before the language model leaves, and this config has others: search "
             "with serving=vllm, or serve with engine=transformers."
         )
-    unpruned: dict[str, Tensor | None] = {}
-    embeds = torch.empty(0)
-
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        unpruned["position_ids"] = kwargs.get("position_ids")
-
-    def stop(_: Any, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
-        nonlocal embeds
-        embeds = kwargs["inputs_embeds"]
-        return BaseModelOutputWithPast(last_hidden_state=embeds)
-
+    seen = _Seen(modules.text_model.device)
     with ExitStack() as stack:
-        before = modules.text_model.register_forward_pre_hook(Hook(enter), with_kwargs=True)
+        before = modules.text_model.register_forward_pre_hook(Hook(seen.enter), with_kwargs=True)
         stack.callback(before.remove)
-        stack.callback(MethodHook(modules.text_model, "forward", stop).remove)
+        stack.callback(MethodHook(modules.text_model, "forward", seen.stop).remove)
         pruner = stack.enter_context(prune(model, config))
+        seen.note_time()
         modules.base(**inputs, use_cache=False)
         prefill = pruner.prefill
-    batch, length = inputs["input_ids"].shape
+    began, encoded, reduced = seen.times
     if prefill is None:
-        return [[] for _ in range(batch)]
-    given = unpruned["position_ids"]
-    positions = torch.arange(length).expand(1, batch, -1) if given is None else given.cpu()
-    positions = positions.view(-1, *positions.shape[-2:])[-modules.geometry.rotary_axes :].expand(-1, batch, -1)
+        return HandedOver([[] for _ in inputs["input_ids"]], encoded - began, 0.0)
+    return HandedOver(_images(modules, prefill, seen), encoded - began, reduced - encoded)
+
+
+class _Seen:
+    """What enters the text model before and after the step, and when."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.times: list[float] = []
+        self.position_ids: Tensor | None = None
+        self.embeds: Tensor
+
+    def enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.position_ids = kwargs.get("position_ids")
+        self.note_time()
+
+    def stop(self, _: Any, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
+        """In place of the text model's forward."""
+        self.embeds = kwargs["inputs_embeds"]
+        self.note_time()
+        return BaseModelOutputWithPast(last_hidden_state=self.embeds)
+
+    def note_time(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self.times.append(time.perf_counter())
+
+
+def _images(modules: Modules, prefill: Prefill, seen: _Seen) -> list[list[LeftOfImage]]:
+    prompt, axes = prefill.prompt, modules.geometry.rotary_axes
+    batch, length = prompt.valid.shape
+    given = torch.arange(length).unsqueeze(0) if seen.position_ids is None else seen.position_ids.cpu()
+    positions = given.reshape(-1, *given.shape[-2:])[-axes:].expand(-1, batch, -1)
     segment = prefill.segments[0]
     index = segment.index.where(segment.valid, -1).cpu()
     rows: list[list[LeftOfImage]] = [[] for _ in range(batch)]
-    for image in sorted(prefill.prompt.images, key=lambda image: (image.row, image.index[0])):
+    for image in sorted(prompt.images, key=lambda image: (image.row, image.index[0])):
         if image.index[-1] - image.index[0] + 1 != len(image.index):
             raise FlowpruneError(
-                f"An image of {type(model).__name__} is broken by other tokens, which ready embeddings cannot hold: "
-                "serve it with engine=transformers."
+                f"An image of {modules.geometry.model_type} is broken by other tokens, which ready embeddings cannot "
+                "hold: serve it with engine=transformers."
             )
-        places = torch.from_numpy(image.index)
+        places, own = torch.from_numpy(image.index), positions[:, image.row]
         slots = torch.isin(index[image.row], places).nonzero().squeeze(1)
-        own = positions[:, image.row]
         first = int(own[:, places].amin())
         rows[image.row].append(
             LeftOfImage(
-                features=embeds[image.row, slots.to(embeds.device)],
+                features=seen.embeds[image.row, slots.to(seen.embeds.device)],
                 positions=own[:, index[image.row, slots]] - first,
                 span=int(own[:, places].amax()) + 1 - first,
                 visual_tokens=len(places),

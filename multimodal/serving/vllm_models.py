@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.model_executor.models.interfaces import SupportsMRoPE
 from vllm.model_executor.models.llava import (
     LlavaDummyInputsBuilder,
     LlavaForConditionalGeneration,
@@ -56,14 +55,16 @@ class Rows(BaseProcessingInfo):
         return None if width is None else width + columns(self.own_axes)
 
 
-class OwnPositions(SupportsMRoPE):
-    """Reads the positions of rows."""
+class OwnPositions:
+    """Reads the positions of rows; to vLLM, what it calls ``SupportsMRoPE``."""
 
+    supports_mrope = True
     own_axes = 1
+    config: Any
 
     def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
         width = self.config.get_text_config().hidden_size
-        return [each[..., :width] for each in super().embed_multimodal(**kwargs)]
+        return [each[..., :width] for each in super().embed_multimodal(**kwargs)]  # type: ignore[misc]
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         handed_over = [(each, each.data["image_embeds"].data) for each in mm_features if "image_embeds" in each.data]
@@ -91,7 +92,7 @@ class SeveralAxes(OwnPositions):
     own_axes = AXES
 
     def _positions_of_pixels(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
-        return super(OwnPositions, self).get_mrope_input_positions(input_tokens, mm_features)
+        return super(OwnPositions, self).get_mrope_input_positions(input_tokens, mm_features)  # type: ignore[misc]
 
 
 class LlavaRows(Rows, LlavaProcessingInfo):

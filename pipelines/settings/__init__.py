@@ -5,6 +5,7 @@ from pipelines.settings.check import check_settings, flat_name, register_resolve
 from pipelines.settings.cluster import ClusterSettings, LocalCluster, NoCluster, RayCluster, SlurmCluster
 from pipelines.settings.composed import Settings
 from pipelines.settings.data import Columns, DataSettings
+from pipelines.settings.engine import EngineSettings, TransformersSettings, VllmSettings
 from pipelines.settings.method import MethodSettings, Untuned
 from pipelines.settings.model import ModelSettings
 from pipelines.settings.search import SearchSettings
@@ -15,6 +16,7 @@ from pipelines.settings.stages import (
     GenerateSettings,
     MapsSettings,
     ProxySettings,
+    ServeSettings,
     Stage,
 )
 from pipelines.settings.storage import FileStorage, GrpcStorage, PostgresStorage, StorageSettings
@@ -29,6 +31,7 @@ __all__ = [
     "Columns",
     "CompareSettings",
     "DataSettings",
+    "EngineSettings",
     "FileStorage",
     "GenerateSettings",
     "GrpcStorage",
@@ -41,13 +44,16 @@ __all__ = [
     "ProxySettings",
     "RayCluster",
     "SearchSettings",
+    "ServeSettings",
     "ServingSettings",
     "Settings",
     "SlurmCluster",
     "Stage",
     "StorageSettings",
     "TrackingSettings",
+    "TransformersSettings",
     "Untuned",
+    "VllmSettings",
     "check_settings",
     "flat_name",
     "register_resolvers",

@@ -8,6 +8,7 @@ from multimodal import FlowpruneError
 from pipelines.settings.budget import BudgetSettings
 from pipelines.settings.cluster import ClusterSettings
 from pipelines.settings.data import DataSettings
+from pipelines.settings.engine import EngineSettings
 from pipelines.settings.group import Group, PathText
 from pipelines.settings.method import MethodSettings
 from pipelines.settings.model import ModelSettings
@@ -19,6 +20,7 @@ from pipelines.settings.stages import (
     GenerateSettings,
     MapsSettings,
     ProxySettings,
+    ServeSettings,
     Stage,
 )
 from pipelines.settings.storage import StorageSettings
@@ -37,6 +39,7 @@ class Settings(Group):
     storage: StorageSettings
     cluster: ClusterSettings
     tracking: TrackingSettings
+    engine: EngineSettings
     stages: list[Stage] = Field(min_length=1)
     study: str = Field(min_length=1)
     output: PathText
@@ -50,6 +53,7 @@ class Settings(Group):
     benchmark: BenchmarkSettings
     compare: CompareSettings
     proxy: ProxySettings
+    serve: ServeSettings
 
     @field_validator("extensions")
     @classmethod

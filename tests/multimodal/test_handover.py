@@ -75,7 +75,7 @@ def test_an_engine_answers_as_the_pruned_model(name, positions):
     chosen = config([(0, 0.4)], recycling_cell=2.0, positions=positions)
     samples = [*mixed_samples(model), sample(model, images=2)]
     inputs = batch(samples)
-    handed = hand_over(model, chosen, inputs)
+    handed = hand_over(model, chosen, inputs).rows
     with prune(model, chosen) as pruner:
         expected = model(**inputs, use_cache=False).logits[:, -1]
         report = pruner.report
