@@ -6,8 +6,8 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
@@ -25,6 +25,7 @@ from pipelines.serving.worker import Worker
 from pipelines.settings import ServeSettings
 
 log = logging.getLogger("flowprune.serve")
+T = TypeVar("T")
 
 
 class Endpoint:
@@ -93,34 +94,25 @@ class Endpoint:
                 body = await self._read(http)
                 job = await self._job(body)
                 self._worker.submit(job)
-                if job.request.stream:
-                    return await self._streamed(job, began)
-                return JSONResponse(await self._unless_gone(http, job, began))
+                return await (self._streamed if job.request.stream else self._whole)(http, job, began)
         except RefusalError as error:
             return _refused(error)
         except TimeoutError:
             seconds = f"{self._settings.timeout:g} seconds"
             return _refused(RefusalError(504, f"No answer within {seconds}: try again, or ask for less."))
 
-    async def _unless_gone(self, http: Request, job: Job, began: float) -> dict[str, Any]:
-        """The answer, unless its client leaves."""
-        answer = asyncio.ensure_future(self._engine.whole(job))
-        leaves = asyncio.ensure_future(_left(http))
+    async def _whole(self, http: Request, job: Job, began: float) -> Response:
+        """The answer at once."""
         try:
-            await asyncio.wait({answer, leaves}, return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
-                raise RefusalError(499, "The client left.")
-            return answer.result()
+            return JSONResponse(await _unless_left(http, self._engine.whole(job)))
         finally:
-            for task in (answer, leaves):
-                task.cancel()
             self._end(job, began)
 
-    async def _streamed(self, job: Job, began: float) -> Response:
+    async def _streamed(self, http: Request, job: Job, began: float) -> Response:
         """The answer in parts; what goes wrong before the first has a status of its own."""
         chunks = self._engine.chunks(job)
         try:
-            first = await anext(chunks)
+            first = await _unless_left(http, anext(chunks))
         except BaseException:
             self._end(job, began)
             raise
@@ -211,6 +203,23 @@ def _refused(refusal: RefusalError) -> Response:
 
 def _line(body: dict[str, Any]) -> str:
     return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+
+
+async def _unless_left(http: Request, answer: Awaitable[T]) -> T:
+    """What comes, unless the client leaves before.
+
+    Raises:
+        RefusalError: it left.
+    """
+    comes, leaves = asyncio.ensure_future(answer), asyncio.ensure_future(_left(http))
+    try:
+        await asyncio.wait({comes, leaves}, return_when=asyncio.FIRST_COMPLETED)
+        if not comes.done():
+            raise RefusalError(499, "The client left.")
+        return comes.result()
+    finally:
+        comes.cancel()
+        leaves.cancel()
 
 
 async def _left(http: Request) -> None:

@@ -58,14 +58,16 @@ class Images:
             with Image.open(BytesIO(data)) as image:
                 width, height = image.size
                 if width * height > self._settings.image_megapixels * MEGAPIXEL:
-                    raise _refused(
-                        f"An image has {width} × {height} pixels, and {self._settings.image_megapixels:g} million are "
-                        "allowed: send a smaller one.",
-                        413,
-                    )
+                    raise self._too_wide()
                 return drawn(as_shown(image))
+        except Image.DecompressionBombError as error:  # more than Pillow itself opens
+            raise self._too_wide() from error
         except BROKEN as error:
             raise _refused("An image cannot be read: send it again, as JPEG, PNG or WebP.") from error
+
+    def _too_wide(self) -> RefusalError:
+        allowed = f"{self._settings.image_megapixels:g} million"
+        return _refused(f"An image has more than {allowed} pixels: send a smaller one.", 413)
 
     @property
     def _most_bytes(self) -> int:
