@@ -11,6 +11,7 @@ from huggingface_hub import snapshot_download
 
 from multimodal import FlowpruneError, PruningConfig
 from multimodal.loading import SHIPPED
+from multimodal.runtime.fitting import check_fits
 from multimodal.serving import vllm_loading
 from multimodal.serving.targets.openvino import openvino_arguments
 from multimodal.serving.targets.pixels import pixels_arguments
@@ -20,6 +21,7 @@ from multimodal.serving.targets.vllm import vllm_target_arguments
 from multimodal.serving.targets.vllm_video import vllm_video_arguments
 from multimodal.serving.vllm_weights import is_readable, write_readable
 from pipelines.console import console
+from pipelines.model import OpenedModel
 from pipelines.prompts import build_inputs, shown_layouts
 from pipelines.settings import Settings, VllmSettings
 from pipelines.workspace import Workspace
@@ -83,8 +85,14 @@ def _arguments(workspace: Workspace, config: PruningConfig, path: Path) -> Engin
     return _vllm(workspace, config, layers, path)
 
 
+def _opened(workspace: Workspace, config: PruningConfig) -> OpenedModel:
+    """The model, which a config that was fetched may not be for."""
+    check_fits(workspace.model.modules, config)
+    return workspace.model
+
+
 def _pixels(workspace: Workspace, config: PruningConfig, layers: int) -> EngineArguments:
-    opened = workspace.model
+    opened = _opened(workspace, config)
     images = opened.processor.image_processor
     merged, size = getattr(images, "merge_size", None), dict(getattr(images, "size", None) or {})
     if merged is None or not {"longest_edge", "shortest_edge"} <= set(size):
@@ -96,7 +104,7 @@ def _pixels(workspace: Workspace, config: PruningConfig, layers: int) -> EngineA
 
 
 def _vllm(workspace: Workspace, config: PruningConfig, layers: int, path: Path) -> EngineArguments:
-    settings, opened = workspace.settings, workspace.model
+    settings, opened = workspace.settings, _opened(workspace, config)
     if settings.model.adapter is not None:
         raise FlowpruneError("target=vllm reads one folder of weights: merge model.adapter into the model with PEFT.")
     local = Path(SHIPPED.get(settings.model.path, settings.model.path)).absolute()
