@@ -5,7 +5,7 @@ import json
 import optuna
 import pytest
 from hydra import compose, initialize_config_module
-from transformers import AutoConfig
+from transformers import AutoConfig, AyaVisionConfig, Gemma3Config
 
 from multimodal import FlowpruneError, PruningConfig
 from multimodal.costs import Workload
@@ -107,6 +107,26 @@ def test_a_search_finds_what_can_be_served_and_validate_says_what_that_costs(flo
     assert "points of accuracy beside the unrestricted config" in " ".join(printed.split())
 
 
+@pytest.mark.parametrize(
+    ("architecture", "config", "message"),
+    [
+        ("Gemma3ForConditionalGeneration", Gemma3Config(), "gemma3 lets the tokens of an image attend to each other"),
+        (
+            "AyaVisionForConditionalGeneration",
+            AyaVisionConfig(),
+            "AyaVisionForConditionalGeneration has no model in the",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_served_is_refused_before_the_search(architecture, config, message):
+    config.architectures = [architecture]
+    geometry = geometry_of(config)
+    workload = Workload(geometry.text_config, [([Layout(((16, 16),))], 20)])
+    make_space(settings_of(), geometry, workload, PIXELS)
+    with pytest.raises(FlowpruneError, match=message):
+        make_space(settings_of("serving=vllm"), geometry, workload, PIXELS)
+
+
 def test_a_weight_that_is_fixed_is_refused():
     with pytest.raises(FlowpruneError, match=r"method\.fixed\.recycling_weight is 0\.5, and serving=vllm knows no"):
         method_choices(settings_of("serving=vllm", "method.fixed.recycling_weight=0.5"))
@@ -119,6 +139,7 @@ def test_a_mixture_keeps_those_that_fit(capsys):
         ("vflowopt", {"recycling_weight": 0}),
         ("divprune", {}),
     ]
-    assert "left out of the mixture: fastv" in capsys.readouterr().out
+    space_of(settings)
+    assert capsys.readouterr().out.count("left out of the mixture: fastv") == 1
     with pytest.raises(FlowpruneError, match="cannot take any"):
         method_choices(settings_of("serving=vllm", "method=mixed", "method.among=[dart,fastv]"))
