@@ -19,7 +19,7 @@ from multimodal.serving.targets.target import EngineArguments
 from multimodal.serving.targets.tensorrt_edge import tensorrt_edge_arguments
 from multimodal.serving.targets.vllm import vllm_target_arguments
 from multimodal.serving.targets.vllm_video import vllm_video_arguments
-from multimodal.serving.vllm_weights import is_readable, write_readable
+from multimodal.serving.vllm_weights import BESIDE, WEIGHTS, is_readable, write_readable
 from pipelines.console import console
 from pipelines.model import OpenedModel
 from pipelines.prompts import build_inputs, shown_layouts
@@ -109,17 +109,32 @@ def _vllm(workspace: Workspace, config: PruningConfig, layers: int, path: Path) 
         raise FlowpruneError("target=vllm reads one folder of weights: merge model.adapter into the model with PEFT.")
     local = Path(SHIPPED.get(settings.model.path, settings.model.path)).absolute()
     where = str(local) if local.is_dir() else settings.model.path
-    arguments = partial(vllm_target_arguments, config, layers, opened.model.config, path.absolute(), where)
+    python, own_config = _python_of(settings), opened.model.config
+    arguments = partial(vllm_target_arguments, config, layers, own_config, path.absolute(), python or "PYTHON", where)
     found = arguments(where)
-    folder = local if local.is_dir() else Path(snapshot_download(where, revision=settings.model.revision))
+    folder = local if local.is_dir() else _from_hub(where, settings.model.revision)
     if not is_readable(folder):
         own = workspace.study_folder.absolute() / "vllm-model"
         if not own.exists() or own.stat().st_mtime < max(each.stat().st_mtime for each in folder.iterdir()):
             write_readable(folder, own)
         console.print(f"weights under names that vLLM reads: {own}", soft_wrap=True)
         found = arguments(str(own))
-    _load(settings, found, workspace.study_folder / "vllm-loading.log")
+    if python is None:
+        console.print(f"[yellow]{NOT_LOADED}[/]", highlight=False)
+    else:
+        _load(python, found, workspace.study_folder / "vllm-loading.log")
     return found
+
+
+def _from_hub(model: str, revision: str | None) -> Path:
+    """The folder of a model that was loaded from the hub."""
+    try:
+        patterns = [f"*{suffix}" for suffix in (WEIGHTS, *BESIDE)]
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+    except OSError as error:  # of the network, as all of the hub's own
+        raise FlowpruneError(
+            f"{model} cannot be read from the hub ({str(error).splitlines()[0]}): try again."
+        ) from error
 
 
 def _python_of(settings: Settings) -> str | None:
@@ -128,16 +143,13 @@ def _python_of(settings: Settings) -> str | None:
     return named or (sys.executable if importlib.util.find_spec("vllm") is not None else None)
 
 
-def _load(settings: Settings, found: EngineArguments, log: Path) -> None:
-    """Have vLLM load the model as it is to serve it, where there is one.
+def _load(python: str, found: EngineArguments, log: Path) -> None:
+    """Have vLLM load the model as it is to serve it.
 
     Raises:
         FlowpruneError: it cannot.
     """
-    python, model = _python_of(settings), found.arguments["model"]
-    if python is None:
-        console.print(f"[yellow]{NOT_LOADED}[/]", highlight=False)
-        return
+    model = found.arguments["model"]
     script = Path(vllm_loading.__file__).read_text(encoding="utf-8")
     command = [python, "-c", script, model, json.dumps(found.arguments["hf_overrides"])]
     with console.status(f"vLLM loads {model}"), log.open("wb") as file:

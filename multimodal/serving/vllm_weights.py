@@ -15,6 +15,7 @@ TOWER = re.compile(r"^((?:model\.)?vision_tower\.)(?!vision_model\.)")
 INDEX = "model.safetensors.index.json"
 HEAD = 8  # bytes that say how long a file's head is
 CHUNK = 1 << 24  # bytes copied at once
+WEIGHTS, BESIDE = ".safetensors", (".json", ".jinja", ".txt", ".model")  # what of a folder is copied
 
 
 def readable(name: str) -> str:
@@ -24,7 +25,7 @@ def readable(name: str) -> str:
 
 def is_readable(folder: Path) -> bool:
     """Whether vLLM reads all weights of a folder as they are named."""
-    names = [name for path in folder.glob("*.safetensors") for name in _head(path)[0] if name != "__metadata__"]
+    names = [name for path in folder.glob(f"*{WEIGHTS}") for name in _head(path)[0] if name != "__metadata__"]
     return all(readable(name) == name for name in names)
 
 
@@ -39,13 +40,13 @@ def write_readable(source: Path, target: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     for path in sorted(source.iterdir()):
-        if path.suffix == ".safetensors":
+        if path.suffix == WEIGHTS:
             _copy_renamed(path, part / path.name)
         elif path.name == INDEX:
             index = json.loads(path.read_text(encoding="utf-8"))
             index["weight_map"] = {readable(name): shard for name, shard in index["weight_map"].items()}
             (part / path.name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        elif path.is_file() and path.suffix in (".json", ".jinja", ".txt", ".model"):
+        elif path.is_file() and path.suffix in BESIDE:
             shutil.copyfile(path, part / path.name)
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)

@@ -38,7 +38,7 @@ def space_of(settings: Settings) -> Space:
     ("overrides", "searched"),
     [
         ([], {"query_threshold", "entropy_weight", "recycling_cell"}),
-        (["method=divprune", "search.merging=[none,nearest]"], {"merging"}),
+        (["method=divprune", "search.merging=[clusters]"], {"clusters.share"}),  # and not its weight
         (["method=cdpruner", "method.fixed.relevance=0.5"], set()),
         (["method=flowcut"], {"pace", "surplus"}),  # prunes inside the tower, which is ours
         (["method=vflowopt", "search.adaptive=false", "search.schedule=sigmoid", "search.steps=5"], None),

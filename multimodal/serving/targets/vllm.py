@@ -17,7 +17,13 @@ PLUGIN = "install flowprune into vLLM's own environment: its plugin gives tokens
 
 
 def vllm_target_arguments(
-    config: PruningConfig, layers: int, model_config: PretrainedConfig, pruning: Path, front_end: str, model: str
+    config: PruningConfig,
+    layers: int,
+    model_config: PretrainedConfig,
+    pruning: Path,
+    python: str,
+    front_end: str,
+    model: str,
 ) -> EngineArguments:
     """What ``flowprune serve engine=vllm`` and ``vllm serve`` are told.
 
@@ -26,6 +32,7 @@ def vllm_target_arguments(
         layers: of the model's language model.
         model_config: of the model.
         pruning: the config's file.
+        python: that has vLLM.
         front_end: folder or hub id that the endpoint reads.
         model: the same that vLLM reads.
 
@@ -42,7 +49,7 @@ def vllm_target_arguments(
         )
     overrides = hf_overrides(model_config) if config.positions == "original" else {}
     flags = vllm_arguments(model_config, config.positions)
-    served = ["flowprune", "serve", "model=path", f"model.path={front_end}", "engine=vllm", "engine.python=PYTHON"]
+    served = ["flowprune", "serve", "model=path", f"model.path={front_end}", "engine=vllm", f"engine.python={python}"]
     served += [f"engine.model={model}", f"serve.configs.pruned={pruning}"]
     ratio = one_step_ratio(config.schedule, layers)
     return EngineArguments(
