@@ -111,14 +111,11 @@ def _images(modules: Modules, prefill: Prefill, seen: _Seen) -> list[list[LeftOf
         places, own = torch.from_numpy(image.index), positions[:, image.row]
         slots = torch.isin(index[image.row], places).nonzero().squeeze(1)
         first = int(own[:, places].amin())
-        rows[image.row].append(
-            LeftOfImage(
-                features=seen.embeds[image.row, slots.to(seen.embeds.device)],
-                positions=own[:, index[image.row, slots]] - first,
-                span=int(own[:, places].amax()) + 1 - first,
-                visual_tokens=len(places),
-            )
-        )
+        left, span = own[:, index[image.row, slots]] - first, int(own[:, places].amax()) + 1 - first
+        if prefill.config.positions == "compact":
+            left, span = torch.arange(len(slots)).unsqueeze(0), len(slots)
+        features = seen.embeds[image.row, slots.to(seen.embeds.device)]
+        rows[image.row].append(LeftOfImage(features, left, span, len(places)))
     return rows
 
 

@@ -15,7 +15,8 @@ class LeftOfImage:
     Args:
         features: what the language model's first layer is to see ``[k, C]``.
         positions: of these tokens on each rotary axis, counted from where the image begins ``[axes, k]``.
-        span: positions that the whole image takes, so that the text after it goes on as in the unpruned prompt.
+        span: positions that the image takes: with original ones as many as unpruned, so that the text after it goes on
+            as in the unpruned prompt.
         visual_tokens: of the unpruned image.
     """
 

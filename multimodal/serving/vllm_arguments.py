@@ -7,23 +7,20 @@ from transformers import PretrainedConfig
 
 from multimodal.errors import FlowpruneError
 from multimodal.families import geometry_of
-from multimodal.options import Positions
 from multimodal.serving.vllm_plugin import MODELS, PREFIX
 
 
-def vllm_arguments(config: PretrainedConfig, positions: Positions) -> list[str]:
+def vllm_arguments(config: PretrainedConfig) -> list[str]:
     """The arguments.
 
     Args:
         config: of the model.
-        positions: what pruned images keep: ``original``, with our plugin, or ``compact``, which a stock vLLM does.
 
     Raises:
         FlowpruneError: the plugin has no such model, or its rotary embedding is scaled in a way that vLLM cannot join
             with several axes.
     """
-    arguments = ["--enable-mm-embeds"]
-    return arguments if positions == "compact" else [*arguments, "--hf-overrides", json.dumps(hf_overrides(config))]
+    return ["--enable-mm-embeds", "--hf-overrides", json.dumps(hf_overrides(config))]
 
 
 def hf_overrides(config: PretrainedConfig) -> dict[str, Any]:
@@ -45,8 +42,7 @@ def hf_overrides(config: PretrainedConfig) -> dict[str, Any]:
         if rope.get("rope_type", "default") != "default":
             raise FlowpruneError(
                 f"The rotary embedding of {architecture} is scaled ({rope['rope_type']}), which vLLM cannot join with "
-                "positions of pruned tokens: search with serving=vllm search.positions=[compact], or serve it with "
-                "engine=transformers."
+                "positions of pruned tokens: serve it with engine=transformers."
             )
         half = (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads) // 2
         third = half // 3

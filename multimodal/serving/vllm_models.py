@@ -4,6 +4,7 @@ A rotary embedding of several *equal* axes is one of a single axis, and vLLM tak
 model: so tokens of a family with one axis keep their own positions, too.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,9 +63,15 @@ class OwnPositions:
     own_axes = 1
     config: Any
 
-    def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
-        width = self.config.get_text_config().hidden_size
-        return [each[..., :width] for each in super().embed_multimodal(**kwargs)]  # type: ignore[misc]
+    def embed_multimodal(self, **kwargs: Any) -> Sequence[Tensor]:
+        images = self._rows(kwargs)
+        if images is None:
+            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        return [rows[:, : self.config.get_text_config().hidden_size] for rows in images]
+
+    def _rows(self, inputs: Mapping[str, Any]) -> Sequence[Tensor] | None:
+        """Each image's; vLLM's own reading wants as many of each. None: images came as pixels."""
+        return inputs.get("image_embeds")
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         handed_over = [(each, each.data["image_embeds"].data) for each in mm_features if "image_embeds" in each.data]
@@ -90,6 +97,11 @@ class SeveralAxes(OwnPositions):
     """Of a family whose positions have several axes anyway."""
 
     own_axes = AXES
+
+    def _rows(self, inputs: Mapping[str, Any]) -> Sequence[Tensor] | None:
+        rows = inputs.get("image_embeds")
+        merged = self.config.vision_config.spatial_merge_size**2
+        return None if rows is None else rows.split((inputs["image_grid_thw"].prod(-1) // merged).tolist())
 
     def _positions_of_pixels(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         return super(OwnPositions, self).get_mrope_input_positions(input_tokens, mm_features)  # type: ignore[misc]

@@ -10,10 +10,11 @@ from typing import Any
 
 import httpx2
 import torch
+from torch import Tensor
 
 from multimodal import PruningConfig
 from multimodal.serving.handover import hand_over
-from multimodal.serving.rows import LeftOfImage, packed
+from multimodal.serving.vllm_images import vllm_image
 from pipelines.model import OpenedModel
 from pipelines.prompts import build_inputs
 from pipelines.serving.chat import ChatRequest, ImagePart
@@ -69,13 +70,13 @@ class VllmEngine:
         handed = hand_over(self._opened.model, config, inputs)
         self._metrics.seconds.labels("tower").observe(handed.tower_seconds)
         self._metrics.seconds.labels("step").observe(handed.step_seconds)
-        own_positions = config.positions == "original"
+        geometry = self._opened.modules.geometry
         for job, images in zip(shown, handed.rows, strict=True):
             tokens, left = (
                 sum(each) for each in zip(*((i.visual_tokens, len(i.features)) for i in images), strict=True)
             )
             job.visual = Visual(tokens, (left,), left / tokens)
-            job.say([_encoded(image, own_positions) for image in images])
+            job.say([_encoded(vllm_image(image, geometry)) for image in images])
         for job in jobs:
             if not job.images:
                 job.say(None)
@@ -164,12 +165,14 @@ class VllmEngine:
         return RefusalError(status, said)
 
 
-def _encoded(image: LeftOfImage, own_positions: bool) -> dict[str, Any]:
-    """An image as vLLM reads ready embeddings."""
-    rows = (packed(image) if own_positions else image.features).cpu().contiguous()
-    buffer = BytesIO()
-    torch.save(rows, buffer)
-    return {"type": "image_embeds", "image_embeds": base64.b64encode(buffer.getvalue()).decode("ascii")}
+def _encoded(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """An image's tensors as a part of a message; one alone is named by the part itself."""
+    written = {}
+    for name, tensor in tensors.items():
+        buffer = BytesIO()
+        torch.save(tensor, buffer)
+        written[name] = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return {"type": "image_embeds", "image_embeds": written if len(written) > 1 else written["image_embeds"]}
 
 
 def _as_url(data: bytes) -> dict[str, Any]:

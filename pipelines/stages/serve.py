@@ -7,7 +7,7 @@ import uvicorn
 from rich.table import Table
 
 from multimodal import FlowpruneError, PruningConfig, prune
-from multimodal.serving.limits import STOCK_VLLM, VLLM, check_servable
+from multimodal.serving.limits import check_servable
 from multimodal.serving.vllm_arguments import vllm_arguments
 from pipelines.console import console
 from pipelines.model import OpenedModel
@@ -146,15 +146,8 @@ def engine_arguments(opened: OpenedModel, configs: dict[str, PruningConfig]) -> 
     """What vLLM must be told to serve these configs.
 
     Raises:
-        FlowpruneError: it cannot serve one, or not all together.
+        FlowpruneError: it cannot serve one.
     """
-    positions = {config.positions for config in configs.values()}
-    if len(positions) > 1:
-        raise FlowpruneError(
-            "Some of serve.configs keep original positions and some compact ones, and one vLLM does one: serve them "
-            "apart."
-        )
     for config in configs.values():
-        limits = VLLM if config.positions == "original" else STOCK_VLLM
-        check_servable(config, len(opened.modules.text_layers), limits)
-    return vllm_arguments(opened.model.config, positions.pop())
+        check_servable(config, len(opened.modules.text_layers))
+    return vllm_arguments(opened.model.config)

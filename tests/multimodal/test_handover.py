@@ -32,7 +32,7 @@ REFUSED = {
 }
 
 
-def engine_reads(model: PreTrainedModel, inputs: dict[str, Any], images: list, compact: bool) -> Tensor:
+def engine_reads(model: PreTrainedModel, inputs: dict[str, Any], images: list) -> Tensor:
     """The last token's logits of one prompt, as an engine that is handed ready embeddings computes them."""
     modules = modules_of(model)
     ids, visual = inputs["input_ids"][0], is_visual(inputs)[0]
@@ -47,12 +47,8 @@ def engine_reads(model: PreTrainedModel, inputs: dict[str, Any], images: list, c
             continue
         image = left.pop(0)
         embeds.append(image.features)
-        if compact:
-            positions.append(torch.arange(following, following + len(image.features)).expand(axes, -1))
-            following += len(image.features)
-        else:
-            positions.append(image.positions + following)
-            following += image.span
+        positions.append(image.positions + following)
+        following += image.span
         at += image.visual_tokens
     assert not left
     places = torch.cat(positions, 1)
@@ -82,7 +78,7 @@ def test_an_engine_answers_as_the_pruned_model(name, positions):
     for row, alone in enumerate(samples):
         assert sum(len(image.features) for image in handed[row]) == (len(report[row].kept[0]))
         assert sum(image.visual_tokens for image in handed[row]) == report[row].visual_tokens
-        found = engine_reads(model, alone, handed[row], positions == "compact")
+        found = engine_reads(model, alone, handed[row])
         torch.testing.assert_close(found[0], expected[row], atol=1e-4, rtol=1e-4)
 
 

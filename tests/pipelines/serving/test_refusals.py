@@ -277,8 +277,4 @@ def test_a_config_that_ready_embeddings_cannot_hold_is_refused_at_the_start(open
 
     with pytest.raises(FlowpruneError, match="nearest config"):
         engine_arguments(opened, configs)
-    compact = configs["tenth"].model_copy(update={"positions": "compact"})
-    with pytest.raises(FlowpruneError, match="serve them apart"):
-        engine_arguments(opened, {"a": configs["tenth"], "b": compact})
-    assert engine_arguments(opened, {"b": compact}) == ["--enable-mm-embeds"]
     assert "FlowpruneLlavaForConditionalGeneration" in engine_arguments(opened, {"a": configs["tenth"]})[-1]
