@@ -1,15 +1,13 @@
 """What an engine that is to serve the config leaves of a method's settings (conf/serving, multimodal.serving)."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from multimodal import FlowpruneError
 from multimodal.families import Geometry
 from multimodal.methods import method_named
-from multimodal.options import Positions
 from multimodal.serving.handover import check_family
 from multimodal.serving.limits import servable_methods
-from multimodal.serving.vllm_arguments import vllm_arguments
+from multimodal.serving.vllm_arguments import hf_overrides
 from pipelines.settings import MethodSettings, Settings, Untuned
 
 
@@ -39,7 +37,7 @@ def served_method(settings: Settings) -> MethodSettings:
     return method.model_copy(update={"among": among, "fixed": fixed})
 
 
-def check_served_model(settings: Settings, geometry: Geometry, positions: Sequence[Positions]) -> None:
+def check_served_model(settings: Settings, geometry: Geometry) -> None:
     """Refuse a model that the engine cannot serve pruned; none where no engine is named.
 
     Raises:
@@ -47,8 +45,7 @@ def check_served_model(settings: Settings, geometry: Geometry, positions: Sequen
     """
     if settings.serving.engine is not None:
         check_family(geometry)
-        for each in positions:
-            vllm_arguments(geometry.config, each)
+        hf_overrides(geometry.config)
 
 
 def _reason() -> str:

@@ -68,7 +68,7 @@ def make_space(
         raise FlowpruneError(
             f"search.positions {served} do not fit a model of several rotary axes: add original to them."
         )
-    check_served_model(settings, geometry, positions)
+    check_served_model(settings, geometry)
     measure = settings.budget.measure
     if measure == "latency_ms" and latency is None:
         raise FlowpruneError("budget.latency_ms needs a search first: run stages=[search], or choose another budget.")

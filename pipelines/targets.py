@@ -28,7 +28,7 @@ from pipelines.workspace import Workspace
 
 ONE_METHOD = {"openvino": "cdpruner", "tensorrt-edge": "dart"}
 NOT_LOADED = "not loaded in vLLM, which is not here: name a Python that has it by engine=vllm engine.python=PYTHON"
-NO_PLUGIN = "; flowprune, whose plugin keeps the tokens' own positions, is not in that Python"
+NO_PLUGIN = "; flowprune, whose plugin reads what is handed over, is not in that Python yet"
 
 
 def check_target(settings: Settings) -> None:

@@ -12,7 +12,7 @@ from multimodal.costs import Workload
 from multimodal.families import geometry_of
 from multimodal.layout import Layout
 from multimodal.loading import SHIPPED
-from multimodal.serving.limits import STOCK_VLLM, VLLM, check_servable
+from multimodal.serving.limits import check_servable
 from pipelines.baselines import untuned_config
 from pipelines.command_line import spelt_out
 from pipelines.restriction import served_method
@@ -48,7 +48,7 @@ def test_what_is_still_searched(overrides, searched):
     settings = settings_of("serving=vllm", *overrides)
     asked = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
     config = space_of(settings).suggest(asked)
-    check_servable(config, 6, VLLM)
+    check_servable(config, 6)
     assert [(step.layer, config.positions) for step in config.schedule] == [(0, "original")]
     assert config.schedule[0].keep_ratio * 256 == pytest.approx(25.6, abs=0.5)  # 0.1 of 256, in whole tokens
     assert searched is None or set(asked.params) - {"vision_layer"} == searched
@@ -69,9 +69,10 @@ def test_published_values_take_one_step():
     assert len(untuned_config(settings.method, space_of(settings_of())).schedule) == 3
 
 
-def test_a_stock_engine_gives_compact_positions():
-    config = space_of(settings_of("serving=vllm", "serving.positions=[compact]")).positions
-    assert config == ["compact"] == list(STOCK_VLLM.positions)
+def test_positions_are_the_tokens_own_unless_others_are_asked_for():
+    assert space_of(settings_of("serving=vllm", "serving.positions=[original,compact]")).positions == [
+        *("compact", "original")
+    ]
     with pytest.raises(
         FlowpruneError, match=r"search.positions \['compact'\] are none that serving=vllm gives: add or"
     ):
