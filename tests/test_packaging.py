@@ -14,11 +14,18 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "hydra": "hydra-core",
+    "lmms_eval": "lmms-eval",
     "omegaconf": "hydra-core",
     "sqlalchemy": "mlflow",
     "grpc": "grpcio",
+    "prometheus_client": "prometheus-client",
 }
-BROUGHT = {"huggingface_hub": "transformers", "tokenizers": "transformers", "omegaconf": "hydra-core"}
+BROUGHT = {
+    "huggingface_hub": "transformers",
+    "tokenizers": "transformers",
+    "tqdm": "transformers",
+    "omegaconf": "hydra-core",
+}
 
 
 def named(requirements: list[str]) -> set[str]:
@@ -34,14 +41,14 @@ def imported(package: str) -> dict[str, str]:
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names:
                 found[(DISTRIBUTIONS | BROUGHT).get(name, name)] = str(path.relative_to(ROOT))
-    own = ("multimodal", "search", "pipelines", "vllm")  # vLLM alone imports what imports it
-    return {name: path for name, path in found.items() if name not in own}
+    ours = {"multimodal", "search", "pipelines", "vllm"}  # vllm itself imports the plugin that imports it
+    return {name: path for name, path in found.items() if name not in ours}
 
 
 @pytest.mark.parametrize(
     ("package", "extras"),
     [
-        ("multimodal", ["dino", "dev"]),
+        ("multimodal", ["dino", "lmms-eval", "dev"]),
         ("search", ["search", "postgres"]),
         ("pipelines", ["search", "serve", "slurm", "ray"]),
     ],
