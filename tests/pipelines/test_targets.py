@@ -1,7 +1,10 @@
 """export with a target, from the command line: what is written beside the config, and who is refused, and when."""
 
 import json
+import os
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +15,8 @@ import pipelines.targets
 from multimodal import PruningConfig, PruningStep
 from multimodal.layout import Layout
 from pipelines.targets import write_target
+
+PYTHON = Path(os.environ.get("FLOWPRUNE_VLLM", Path(__file__).parents[2] / ".vllm/bin/python"))
 
 
 @pytest.mark.parametrize(
@@ -39,13 +44,13 @@ def test_a_search_for_a_target_is_checked_before_work(overrides, message, flowpr
 def exported(flowprune, tmp_path, monkeypatch):
     """Exports a config by hand for a target: called with overrides, it returns the code and what was printed."""
 
-    def export(config: PruningConfig, *overrides: str) -> tuple[int, str]:
+    def export(config: PruningConfig, *overrides: str, without: Sequence[str] = ()) -> tuple[int, str]:
         folder = tmp_path / "run"
         folder.mkdir(exist_ok=True)
         (folder / "tuned.json").write_text(config.model_dump_json())
         for name in ("keep_with_study", "register_with_study", "say_how_to_compare"):
             monkeypatch.setattr(f"pipelines.stages.export.{name}", lambda *_: None)  # there is no study
-        return flowprune("stages=[export]", *overrides)
+        return flowprune("stages=[export]", *overrides, without=without)
 
     return export
 
@@ -79,6 +84,13 @@ def test_vllm_gets_weights_that_it_reads(exported, tmp_path):
     seen.write_text("#!/bin/sh\necho no such module >&2\nexit 1\n")
     code, printed = exported(config("divprune", (0, 0.25)), *asked)
     assert code == 2 and "vllm-model (no such module): see" in " ".join(printed.split())
+
+
+@pytest.mark.skipif(not PYTHON.exists(), reason="no vLLM here: make vllm")
+def test_a_real_vllm_loads_every_weight(exported):
+    shipped = ("model=tiny", "target=vllm", "engine=vllm", f"engine.python={PYTHON}")
+    code, printed = exported(config("divprune", (0, 0.25)), *shipped, without=("model.path", "model.name"))
+    assert code == 0 and re.search(r"vLLM 0\.\d+\.\d+ loads every weight", printed), printed
 
 
 def test_what_a_target_cannot_express_is_refused_with_the_nearest(exported, tmp_path):
