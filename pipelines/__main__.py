@@ -64,7 +64,7 @@ def run_stages(workspace: Workspace) -> None:
     stages: dict[str, ModuleType] = {
         name: importlib.import_module(f"pipelines.stages.{name}") for name in settings.stages
     }
-    for checked in ("search", "compare"):  # said before other stages spend their time
+    for checked in ("export", "search", "compare"):  # said before other stages spend their time
         if checked in stages:
             stages[checked].check(workspace)
     for name in settings.stages:

@@ -3,9 +3,11 @@
 from typing import Any
 
 from multimodal import FlowpruneError
+from multimodal.families import Geometry
 from multimodal.methods import method_named
+from multimodal.serving.handover import check_family
 from multimodal.serving.limits import servable_methods
-from pipelines.console import console
+from multimodal.serving.vllm_arguments import hf_overrides
 from pipelines.settings import MethodSettings, Settings, Untuned
 
 
@@ -31,10 +33,19 @@ def served_method(settings: Settings) -> MethodSettings:
     among = [name for name in method.among if method_named(name).first_layer == 0]
     if not among:
         raise FlowpruneError(f"serving={engine} cannot take any of method.among {method.among}, {_reason()}.")
-    for name in set(method.among) - set(among):
-        console.print(f"[yellow]left out of the mixture: {name}, which reads layers of the language model[/]")
     fixed = {name: _without_weight(engine, name, method.fixed.get(name, {})) for name in among}
     return method.model_copy(update={"among": among, "fixed": fixed})
+
+
+def check_served_model(settings: Settings, geometry: Geometry) -> None:
+    """Refuse a model that the engine cannot serve pruned; none where no engine is named.
+
+    Raises:
+        FlowpruneError: its language model asks more of an image than embeddings, or the plugin does not have it.
+    """
+    if settings.serving.engine is not None:
+        check_family(geometry)
+        hf_overrides(geometry.config)
 
 
 def _reason() -> str:

@@ -13,7 +13,7 @@ from multimodal.methods import method_named
 from multimodal.runtime.watch import Normalization
 from pipelines.console import console
 from pipelines.prompts import shown_layouts
-from pipelines.restriction import served_method
+from pipelines.restriction import check_served_model, served_method
 from pipelines.settings import Settings
 from search.budget import BudgetUnreachableError, Cost, share_of
 from search.choice import MethodChoice
@@ -68,6 +68,7 @@ def make_space(
         raise FlowpruneError(
             f"search.positions {served} do not fit a model of several rotary axes: add original to them."
         )
+    check_served_model(settings, geometry)
     measure = settings.budget.measure
     if measure == "latency_ms" and latency is None:
         raise FlowpruneError("budget.latency_ms needs a search first: run stages=[search], or choose another budget.")
@@ -91,6 +92,8 @@ def make_space(
         reference=reference_of(seen) if seen else 1.0,
     )
     choices = method_choices(settings)
+    for name in [each for each in settings.method.among if each not in [choice.name for choice in choices]]:
+        console.print(f"[yellow]left out of the mixture: {name}, which reads layers of the language model[/]")
     return make(choices) if len(choices) == 1 else make(_within_budget(choices, make))
 
 

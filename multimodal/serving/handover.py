@@ -48,7 +48,7 @@ def hand_over(model: PreTrainedModel, config: PruningConfig, inputs: Mapping[str
         FlowpruneError: the config or the family cannot be served so.
     """
     modules = modules_of(model)
-    _check_family(modules.geometry)
+    check_family(modules.geometry)
     if [step.layer for step in config.schedule] != [0]:
         raise FlowpruneError(
             "Ready embeddings hold what one step before the language model leaves, and this config has others: search "
@@ -119,7 +119,7 @@ def _images(modules: Modules, prefill: Prefill, seen: _Seen) -> list[list[LeftOf
     return rows
 
 
-def _check_family(geometry: Geometry) -> None:
+def check_family(geometry: Geometry) -> None:
     """Refuse families whose language model asks more of an image than its embeddings.
 
     Raises:

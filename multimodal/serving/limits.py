@@ -1,52 +1,32 @@
-"""What an engine can serve of a pruning config, and the nearest config that it can.
+"""What vLLM can serve of a pruning config, and the nearest config that it can.
 
-Such an engine is handed the tokens that are left, as ready embeddings: vision tower, projector and step run in a
-process of ours before it. So whatever is decided there is free: pruning inside the tower, merging, sinks, counts that
-follow the image (the engine sizes an image's placeholders from the tensor that it is given). What would have to happen
-inside the engine's language model is not: later steps, methods that read its layers, and the weight of merged tokens,
-which every later layer adds to its attention logits.
+It is handed the tokens that are left, as ready embeddings, with their positions: vision tower, projector and step run
+in a process of ours before it. So whatever is decided there is free: pruning inside the tower, merging, sinks, counts
+that follow the image (placeholders are as many as the rows that are handed over). What would have to happen inside its
+language model is not: later steps, methods that read its layers, and the weight of merged tokens, which every later
+layer adds to its attention logits.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from multimodal.config import PruningConfig, PruningStep
 from multimodal.errors import FlowpruneError
 from multimodal.methods import Method
-from multimodal.options import Positions
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What an engine can do with the tokens that it is handed.
-
-    Args:
-        engine: in words.
-        positions: that it can give them, the best first.
-    """
-
-    engine: str
-    positions: tuple[Positions, ...]
-
-
-VLLM = Limits("vLLM with flowprune's plugin", ("original", "compact"))
-STOCK_VLLM = Limits("A stock vLLM", ("compact",))
-
-
-def check_servable(config: PruningConfig, layers: int, limits: Limits = VLLM) -> None:
-    """Refuse a config that an engine cannot serve.
+def check_servable(config: PruningConfig, layers: int) -> None:
+    """Refuse a config that vLLM cannot serve.
 
     Args:
         config: how to prune.
         layers: of the model's language model.
-        limits: of the engine.
 
     Raises:
         FlowpruneError: it cannot; one sentence with why, and the nearest config that it can.
     """
-    if not (why := _obstacles(config, limits)):
+    if not (why := _obstacles(config)):
         return
-    said = f"{limits.engine} cannot serve {_listed(why, 'or')}"
+    said = f"vLLM cannot serve {_listed(why, 'or')}"
     ratio = one_step_ratio(config.schedule, layers)
     if config.method.first_layer:
         raise FlowpruneError(
@@ -55,13 +35,13 @@ def check_servable(config: PruningConfig, layers: int, limits: Limits = VLLM) ->
         )
     if config.merging is None and config.method.merged_weight and config.method.weight_parameter is None:
         raise FlowpruneError(f"{said}: set the parameter of {config.method.name} that gives the weight to 0.")
-    changes = _changes(config, nearest_servable(config, layers, limits))
+    changes = _changes(config, nearest_servable(config, layers))
     raise FlowpruneError(f"{said}: the nearest config that it can has {_listed(changes, 'and')}.")
 
 
-def nearest_servable(config: PruningConfig, layers: int, limits: Limits = VLLM) -> PruningConfig:
-    """The same method and parameters as an engine can serve them: one step before the language model with the same
-    retention, merged tokens without a weight, positions that the engine can give.
+def nearest_servable(config: PruningConfig, layers: int) -> PruningConfig:
+    """The same method and parameters as vLLM can serve them: one step before the language model with the same
+    retention, merged tokens without a weight.
 
     It leaves as many bytes in the KV cache, up to the rounding of whole tokens, and takes no more FLOPs, which grow
     faster than the tokens of a layer. Nobody has searched it, so budget and provenance are left out where it differs.
@@ -69,9 +49,8 @@ def nearest_servable(config: PruningConfig, layers: int, limits: Limits = VLLM) 
     Args:
         config: how to prune, by a method that selects before the language model.
         layers: of the model's language model.
-        limits: of the engine.
     """
-    if not _obstacles(config, limits):
+    if not _obstacles(config):
         return config
     method, merging = config.method, config.merging
     if merging is None and method.merged_weight and method.weight_parameter is not None:
@@ -84,7 +63,6 @@ def nearest_servable(config: PruningConfig, layers: int, limits: Limits = VLLM) 
             "method": method,
             "merging": merging,
             "schedule": (PruningStep(layer=0, keep_ratio=ratio),),
-            "positions": config.positions if config.positions in limits.positions else limits.positions[0],
             "budget": None,
             "provenance": None,
         }
@@ -108,8 +86,8 @@ def servable_methods() -> list[str]:
     return sorted(name for name, kind in Method.registry.items() if kind.first_layer == 0)
 
 
-def _obstacles(config: PruningConfig, limits: Limits) -> list[str]:
-    """What of a config the engine cannot do."""
+def _obstacles(config: PruningConfig) -> list[str]:
+    """What of a config it cannot do."""
     found = []
     layers = [step.layer for step in config.schedule]
     if config.method.first_layer:
@@ -118,8 +96,6 @@ def _obstacles(config: PruningConfig, limits: Limits) -> list[str]:
         found.append(f"steps before layers {layers} (it takes one, before the language model)")
     if config.merged_weight:
         found.append(f"merged tokens of weight {config.merged_weight:g} (it knows none)")
-    if config.positions not in limits.positions:
-        found.append(f"{config.positions} positions (it gives {' or '.join(limits.positions)} ones)")
     return found
 
 
@@ -132,8 +108,6 @@ def _changes(config: PruningConfig, nearest: PruningConfig) -> list[str]:
         found.append(f"method.{config.method.weight_parameter} 0")
     if nearest.merging != config.merging:
         found.append("merging.weight 0")
-    if nearest.positions != config.positions:
-        found.append(f"positions {nearest.positions}")
     return found
 
 

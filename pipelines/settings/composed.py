@@ -22,6 +22,7 @@ from pipelines.settings.stages import (
     ProxySettings,
     ServeSettings,
     Stage,
+    Target,
 )
 from pipelines.settings.storage import StorageSettings
 from pipelines.settings.tracking import TrackingSettings
@@ -48,6 +49,7 @@ class Settings(Group):
     extensions: list[str]
     run_id: str | None
     registered: str | None
+    target: Target | None
     generate: GenerateSettings
     maps: MapsSettings
     benchmark: BenchmarkSettings
@@ -59,6 +61,12 @@ class Settings(Group):
     @classmethod
     def _found_from_anywhere(cls, value: list[str]) -> list[str]:
         return [str(Path(path).expanduser().absolute()) for path in value]  # workers may start elsewhere
+
+    @model_validator(mode="after")
+    def _a_target_is_exported(self) -> "Settings":
+        if self.target is not None and "export" not in self.stages:
+            raise FlowpruneError(f"target={self.target} is of the export stage: add export to stages.")
+        return self
 
     @model_validator(mode="after")
     def _a_front_has_several_budgets(self) -> "Settings":

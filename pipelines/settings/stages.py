@@ -23,6 +23,9 @@ Stage = Literal[
 ]
 
 
+Target = Literal["vllm", "openvino", "tensorrt-edge", "vllm-video", "pixels"]
+
+
 class GenerateSettings(Group):
     """The generate stage."""
 

@@ -5,23 +5,42 @@ from pathlib import Path
 
 from multimodal import FlowpruneError, PruningConfig, prune
 from pipelines.console import console
+from pipelines.targets import check_target, write_target
 from pipelines.tracking import keep_with_study, register_with_study, say_how_to_compare, store_of
 from pipelines.workspace import Workspace
 from search.tracking import config_of_run, config_registered
 from search.tuned import check_tuned
 
 
+def check(workspace: Workspace) -> None:
+    """Say what would keep a target from being written, before a search for it.
+
+    Raises:
+        FlowpruneError: the search would find what the target cannot express.
+    """
+    if "search" in workspace.settings.stages:
+        check_target(workspace.settings)
+
+
 def run(workspace: Workspace) -> Path:
-    """Write ``pruning.json``, check that it fits the model, and register it; or write one that MLflow keeps.
+    """Write ``pruning.json``, check that it fits the model, and register it; or write one that MLflow keeps. Then write
+    what the target is told.
 
     Returns:
         Its path.
 
     Raises:
-        FlowpruneError: no search has been run, or MLflow has no such config.
+        FlowpruneError: no search has been run, MLflow has no such config, or the target cannot express it.
     """
-    if workspace.settings.run_id is not None or workspace.settings.registered is not None:
-        return _fetch(workspace)
+    settings = workspace.settings
+    fetched = settings.run_id is not None or settings.registered is not None
+    path = _fetch(workspace) if fetched else _export(workspace)
+    if settings.target is not None:
+        write_target(workspace, path)
+    return path
+
+
+def _export(workspace: Workspace) -> Path:
     tuned = PruningConfig.from_pretrained(workspace.tuned)
     if (study := workspace.known_study) is not None:
         check_tuned(study, tuned, workspace.tuned)

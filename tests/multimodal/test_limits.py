@@ -6,7 +6,7 @@ from multimodal import FlowpruneError, PruningConfig, PruningStep
 from multimodal.adaptive import Adaptive
 from multimodal.costs import prefill_flops, retention
 from multimodal.layout import Layout
-from multimodal.serving.limits import STOCK_VLLM, VLLM, check_servable, nearest_servable, one_step_ratio
+from multimodal.serving.limits import check_servable, nearest_servable, one_step_ratio
 
 
 def _config(method: dict, *steps: tuple[int, float], **more: object) -> PruningConfig:
@@ -43,16 +43,14 @@ def tiny_text_config():
 
 def test_a_refusal_names_what_and_the_nearest():
     with pytest.raises(FlowpruneError) as refused:
-        check_servable(THREE_TENTHS, 24, STOCK_VLLM)
+        check_servable(THREE_TENTHS, 24)
     assert str(refused.value) == (
-        "A stock vLLM cannot serve steps before layers [0, 9] (it takes one, before the language model), merged tokens "
-        "of weight 0.8 (it knows none) or original positions (it gives compact ones): the nearest config that it can "
-        "has one step at layer 0 with keep_ratio 0.2625 (the same retention), method.recycling_weight 0 and positions "
-        "compact."
+        "vLLM cannot serve steps before layers [0, 9] (it takes one, before the language model) or merged tokens of "
+        "weight 0.8 (it knows none): the nearest config that it can has one step at layer 0 with keep_ratio 0.2625 "
+        "(the same retention) and method.recycling_weight 0."
     )
 
 
-@pytest.mark.parametrize("limits", [VLLM, STOCK_VLLM])
 @pytest.mark.parametrize(
     "config",
     [
@@ -61,11 +59,11 @@ def test_a_refusal_names_what_and_the_nearest():
         _config({"name": "vscan"}, (0, 0.3), (2, 0.3), positions="compact"),
     ],
 )
-def test_the_nearest_config_is_servable(config, limits):
-    nearest = nearest_servable(config, 4, limits)
-    check_servable(nearest, 4, limits)
+def test_the_nearest_config_is_servable(config):
+    nearest = nearest_servable(config, 4)
+    check_servable(nearest, 4)
     assert nearest.method.name == config.method.name
-    assert nearest_servable(nearest, 4, limits) == nearest
+    assert nearest_servable(nearest, 4) == nearest
 
 
 def test_methods_that_read_the_language_model_are_refused():

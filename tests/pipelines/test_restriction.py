@@ -5,14 +5,14 @@ import json
 import optuna
 import pytest
 from hydra import compose, initialize_config_module
-from transformers import AutoConfig
+from transformers import AutoConfig, AyaVisionConfig, Gemma3Config
 
 from multimodal import FlowpruneError, PruningConfig
 from multimodal.costs import Workload
 from multimodal.families import geometry_of
 from multimodal.layout import Layout
 from multimodal.loading import SHIPPED
-from multimodal.serving.limits import STOCK_VLLM, VLLM, check_servable
+from multimodal.serving.limits import check_servable
 from pipelines.baselines import untuned_config
 from pipelines.command_line import spelt_out
 from pipelines.restriction import served_method
@@ -38,7 +38,7 @@ def space_of(settings: Settings) -> Space:
     ("overrides", "searched"),
     [
         ([], {"query_threshold", "entropy_weight", "recycling_cell"}),
-        (["method=divprune", "search.merging=[none,nearest]"], {"merging"}),
+        (["method=divprune", "search.merging=[clusters]"], {"clusters.share"}),  # and not its weight
         (["method=cdpruner", "method.fixed.relevance=0.5"], set()),
         (["method=flowcut"], {"pace", "surplus"}),  # prunes inside the tower, which is ours
         (["method=vflowopt", "search.adaptive=false", "search.schedule=sigmoid", "search.steps=5"], None),
@@ -48,7 +48,7 @@ def test_what_is_still_searched(overrides, searched):
     settings = settings_of("serving=vllm", *overrides)
     asked = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
     config = space_of(settings).suggest(asked)
-    check_servable(config, 6, VLLM)
+    check_servable(config, 6)
     assert [(step.layer, config.positions) for step in config.schedule] == [(0, "original")]
     assert config.schedule[0].keep_ratio * 256 == pytest.approx(25.6, abs=0.5)  # 0.1 of 256, in whole tokens
     assert searched is None or set(asked.params) - {"vision_layer"} == searched
@@ -69,9 +69,10 @@ def test_published_values_take_one_step():
     assert len(untuned_config(settings.method, space_of(settings_of())).schedule) == 3
 
 
-def test_a_stock_engine_gives_compact_positions():
-    config = space_of(settings_of("serving=vllm", "serving.positions=[compact]")).positions
-    assert config == ["compact"] == list(STOCK_VLLM.positions)
+def test_positions_are_the_tokens_own_unless_others_are_asked_for():
+    assert space_of(settings_of("serving=vllm", "serving.positions=[original,compact]")).positions == [
+        *("compact", "original")
+    ]
     with pytest.raises(
         FlowpruneError, match=r"search.positions \['compact'\] are none that serving=vllm gives: add or"
     ):
@@ -107,6 +108,26 @@ def test_a_search_finds_what_can_be_served_and_validate_says_what_that_costs(flo
     assert "points of accuracy beside the unrestricted config" in " ".join(printed.split())
 
 
+@pytest.mark.parametrize(
+    ("architecture", "config", "message"),
+    [
+        ("Gemma3ForConditionalGeneration", Gemma3Config(), "gemma3 lets the tokens of an image attend to each other"),
+        (
+            "AyaVisionForConditionalGeneration",
+            AyaVisionConfig(),
+            "AyaVisionForConditionalGeneration has no model in the",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_served_is_refused_before_the_search(architecture, config, message):
+    config.architectures = [architecture]
+    geometry = geometry_of(config)
+    workload = Workload(geometry.text_config, [([Layout(((16, 16),))], 20)])
+    make_space(settings_of(), geometry, workload, PIXELS)
+    with pytest.raises(FlowpruneError, match=message):
+        make_space(settings_of("serving=vllm"), geometry, workload, PIXELS)
+
+
 def test_a_weight_that_is_fixed_is_refused():
     with pytest.raises(FlowpruneError, match=r"method\.fixed\.recycling_weight is 0\.5, and serving=vllm knows no"):
         method_choices(settings_of("serving=vllm", "method.fixed.recycling_weight=0.5"))
@@ -119,6 +140,7 @@ def test_a_mixture_keeps_those_that_fit(capsys):
         ("vflowopt", {"recycling_weight": 0}),
         ("divprune", {}),
     ]
-    assert "left out of the mixture: fastv" in capsys.readouterr().out
+    space_of(settings)
+    assert capsys.readouterr().out.count("left out of the mixture: fastv") == 1
     with pytest.raises(FlowpruneError, match="cannot take any"):
         method_choices(settings_of("serving=vllm", "method=mixed", "method.among=[dart,fastv]"))
