@@ -34,7 +34,8 @@ def check(workspace: Workspace) -> None:
     budgets_of(workspace.settings)
     if workspace.settings.compare.tuned:
         search.check_services(workspace)
-    check_tracking(workspace)
+    else:
+        check_tracking(workspace)
 
 
 def run(workspace: Workspace) -> Comparison:
