@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 from multimodal import FlowpruneError, load_model
 from multimodal.config import TunedModel
 from multimodal.families import Modules, check_supported, modules_of
-from multimodal.loading import chosen_device
+from multimodal.loading import check_attention, chosen_device
 from multimodal.runtime.watch import Normalization
 from pipelines.settings import ModelSettings
 from search.study import digest
@@ -123,6 +123,7 @@ def build_random(settings: ModelSettings) -> PreTrainedModel:
     if model_type is None:
         raise FlowpruneError(f"model {settings.name} names no architecture: set model.architecture.model_type.")
     check_supported(model_type)
+    check_attention(settings.attention)
     dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
     config = AutoConfig.for_model(model_type, **architecture)
     with chosen_device(settings.device):
