@@ -40,7 +40,7 @@ class OpenedModel:
     @property
     def identity(self) -> str:
         """A digest of all that changes what the model sees and says, for caches."""
-        folders = [Path(name).expanduser() for name in (self.model.config._name_or_path, self.adapter) if name]
+        folders = [Path(name) for name in (self.model.config._name_or_path, self.adapter) if name]
         files = (file for folder in folders for file in folder.glob("*"))
         weights = (file for file in files if file.suffix in WEIGHTS or file.name.endswith(WEIGHTS_BESIDE))
         generation = getattr(self.model, "generation_config", None)

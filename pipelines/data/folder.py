@@ -22,7 +22,7 @@ def read_folder(path: str, columns: Columns) -> list[Sample]:
     Raises:
         FlowpruneError: names the file and line that is wrong.
     """
-    folder = Path(path).expanduser()
+    folder = Path(path)
     if not folder.is_dir():
         raise FlowpruneError(f"data.path {path} is not a folder: give one with image files and a .jsonl file.")
     lists = sorted([*folder.glob("*.jsonl"), *folder.glob("*.json")])
