@@ -85,10 +85,10 @@ def log_with_study(workspace: Workspace, metrics: Mapping[str, float], samples: 
         metrics: by name.
         samples: what they were measured on.
     """
-    study, budgets = workspace.known_study, workspace.settings.budget.budgets
+    study = workspace.known_study
     if study is None:
         return
-    budget = budgets[0] if workspace.settings.search.pareto and len(budgets) == 1 else None
+    budget = None if workspace.part is None else workspace.settings.budget.budgets[0]
     try:
         log_found(store_of(workspace), study, budget, metrics, samples)
     except FlowpruneError as error:
