@@ -9,10 +9,10 @@ import optuna
 from rich.markup import escape
 
 from multimodal import FlowpruneError, PruningConfig
-from pipelines.cluster.watching import WorkersGoOn
 from pipelines.commands import command
 from pipelines.console import console
 from pipelines.report_metrics import registry_figures, validated
+from pipelines.stopping import WorkersGoOn
 from pipelines.storage import named
 from pipelines.workspace import Workspace
 from search.credentials import masked
