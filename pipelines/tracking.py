@@ -1,6 +1,5 @@
 """The study's MLflow run: kept in step with the study, and given a stage's files."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from pipelines.console import console
 from pipelines.report_metrics import registry_figures, validated
 from pipelines.stopping import WorkersGoOn
 from pipelines.storage import named
+from pipelines.validation_report import validation_of
 from pipelines.workspace import Workspace
 from search.credentials import masked
 from search.tracking import (
@@ -130,14 +130,10 @@ def register_with_study(workspace: Workspace, path: Path) -> None:
 
 def _figures(workspace: Workspace, path: Path) -> dict[str, float]:
     """What validate found of an exported config, and what it keeps."""
-    found = {}
-    if workspace.validation.exists():
-        report = json.loads(workspace.validation.read_text(encoding="utf-8"))
-        origin = PruningConfig.from_pretrained(path).provenance
-        same = ("study", "study_id", "trial", "data_digest")
-        if origin is not None and report["tuned"] and all(report["tuned"].get(n) == getattr(origin, n) for n in same):
-            found = registry_figures(validated(report)) | {"retention": report["contenders"]["tuned"]["retention"]}
-    return found
+    report = validation_of(workspace, PruningConfig.from_pretrained(path))
+    if report is None:
+        return {}
+    return registry_figures(validated(report)) | {"retention": report["contenders"]["tuned"]["retention"]}
 
 
 def say_how_to_compare(workspace: Workspace) -> None:
