@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import optuna
@@ -35,8 +36,14 @@ def store_of(workspace: Workspace) -> str:
     """The address of the tracking store; a local one that was moved with its project finds its files again."""
     tracking = workspace.settings.tracking
     if tracking.artifacts is not None:
-        follow_moved(tracking.uri, Path(tracking.artifacts))
+        _follow_moved(tracking.uri, Path(tracking.artifacts).absolute())
     return tracking.uri
+
+
+@cache
+def _follow_moved(uri: str, artifacts: Path) -> None:
+    """Once a process, under which no project is moved."""
+    follow_moved(uri, artifacts)
 
 
 def check_tracking(workspace: Workspace) -> None:
