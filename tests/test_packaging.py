@@ -11,14 +11,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DISTRIBUTIONS = {
-    "PIL": "pillow",
-    "hydra": "hydra-core",
+DISTRIBUTIONS = {"PIL": "pillow", "hydra": "hydra-core", "grpc": "grpcio"}
+BROUGHT = {
+    "huggingface_hub": "transformers",
+    "tokenizers": "transformers",
     "omegaconf": "hydra-core",
     "sqlalchemy": "mlflow",
-    "grpc": "grpcio",
 }
-BROUGHT = {"huggingface_hub": "transformers", "tokenizers": "transformers", "omegaconf": "hydra-core"}
 
 
 def named(requirements: list[str]) -> set[str]:
