@@ -9,11 +9,11 @@ import optuna
 import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
+from written_folder import write_folder
 
 import pipelines.latency
 from multimodal import PruningConfig, load_model, prune
 from pipelines.data import Sample
-from pipelines.data.folder import write_folder
 from pipelines.data.scenes import scenes
 from search.study import best_trial, outcome
 
