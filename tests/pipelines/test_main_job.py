@@ -231,6 +231,13 @@ def test_a_corrupt_config_is_refused(stage, change, message, in_shared, shared):
     assert code == 2 and "Traceback" not in printed and message in " ".join(printed.split())
 
 
+def test_a_missing_model_is_one_sentence(flowprune):
+    code, printed = flowprune("stages=[calibrate]", "experiment=smoke", "model.path=/nowhere/at/all")
+    said = " ".join(printed.split())
+    assert code == 2 and "error: The model /nowhere/at/all does not exist: give 'tiny', 'dino', a local folder" in said
+    assert "Traceback" not in printed
+
+
 def test_several_budgets_in_one_study(flowprune, tmp_path):
     front = ("experiment=smoke", "search=pareto", "search.batch_size=3", "search.trials=6", "data.heldout=4")
     code, printed = flowprune(*front, "budget.retention=[0.5,0.2]")
