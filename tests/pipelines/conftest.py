@@ -83,6 +83,12 @@ def in_postgres(postgres) -> list[str]:
 
 
 @pytest.fixture
+def unrendered(monkeypatch) -> None:
+    """Pictures are drawn and not rendered, which takes nearly all of their time; test_main_job.py has rendered ones."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: Path(path).touch())
+
+
+@pytest.fixture
 def workers_find_us(monkeypatch) -> None:
     """As they do where flowprune is installed."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -19,7 +19,7 @@ from pipelines.settings import SlurmCluster
 from search.reaper import HERE
 from search.storages import journal_storage
 
-pytestmark = pytest.mark.usefixtures("workers_find_us")
+pytestmark = pytest.mark.usefixtures("workers_find_us", "unrendered")
 
 
 @pytest.mark.parametrize(

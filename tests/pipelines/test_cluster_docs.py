@@ -19,6 +19,7 @@ def commands(text: str) -> list[str]:
     return [line for block in blocks for line in block.splitlines()]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_every_command_runs(flowprune, slurm, postgres, proxy, mlflow_server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PGPASSWORD")  # the page says ~/.pgpass

@@ -121,6 +121,7 @@ def test_methods_side_by_side(flowprune, tmp_path, own_method, monkeypatch):
     assert code == 2 and "choose another compare.name=NAME" in " ".join(printed.split())
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_search_of_ones_own_method(flowprune, tmp_path, own_method):
     code, printed = flowprune(
         "experiment=smoke", f"extensions=[{own_method}]", "method=custom", "method.name=from_the_left",
