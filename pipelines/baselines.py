@@ -1,6 +1,7 @@
 """What a tuned config is compared with, at the same budget: the method's untuned values, uniform and random tokens."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from multimodal import FlowpruneError, PruningConfig
 from multimodal.methods import make_method, method_named
@@ -9,10 +10,20 @@ from search.schedules import Schedules
 from search.space import Space
 
 UNPRUNED, TUNED, UNTUNED, UNIFORM, RANDOM = "unpruned", "tuned", "untuned", "uniform", "random"
+UNRESTRICTED = "unrestricted"  # the same search for no engine in particular
 
 
-def contenders(method: MethodSettings, space: Space, tuned: PruningConfig) -> Mapping[str, PruningConfig | None]:
-    """Configs by name; None is the unpruned model."""
+def contenders(
+    method: MethodSettings, space: Space, tuned: PruningConfig, unrestricted: Path | None = None
+) -> Mapping[str, PruningConfig | None]:
+    """Configs by name; None is the unpruned model.
+
+    Args:
+        method: what its paper uses.
+        space: of the search, which knows the budget.
+        tuned: what the search found.
+        unrestricted: where the same search for no engine in particular has left its config, if it was run.
+    """
     untuned = {} if method.untuned is None else {UNTUNED: untuned_config(method, space)}
     return {
         UNPRUNED: None,
@@ -20,7 +31,16 @@ def contenders(method: MethodSettings, space: Space, tuned: PruningConfig) -> Ma
         **untuned,
         UNIFORM: _single_step("uniform", space),
         RANDOM: _single_step("random", space),
+        **_unrestricted(unrestricted, tuned),
     }
+
+
+def _unrestricted(path: Path | None, tuned: PruningConfig) -> dict[str, PruningConfig]:
+    if path is None or not path.exists():
+        return {}
+    config = PruningConfig.from_pretrained(path)
+    asked = {(each.budget.measure, each.budget.asked) for each in (config, tuned) if each.budget}
+    return {UNRESTRICTED: config} if len(asked) == 1 else {}  # no rival at another budget
 
 
 def untuned_config(method: MethodSettings, space: Space) -> PruningConfig:

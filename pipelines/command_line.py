@@ -3,26 +3,32 @@
 import re
 import shlex
 from pathlib import Path
+from typing import get_args
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
 
-from pipelines.settings import MEASURES
+from pipelines.settings import MEASURES, Stage
 
-OPEN = ("method.fixed.", "method.ranges.", "method.untuned.parameters.")  # groups that hold any key
+CONFIGS = "serve.configs."
+OPEN = ("method.fixed.", "method.ranges.", "method.untuned.parameters.", CONFIGS)  # groups that hold any key
 TEXT = ("generate.question", "data.system", "data.prefix", "data.suffix")
 HOME = re.compile(r"(?:^|(?<=[\[,]))~(?=$|[/,\]])")  # at the start of a value, or of one in a list
 PATHS = (
     *("model.path", "data.path", "output", "cache", "storage.path"),
     *("generate.image", "generate.config", "maps.config", "benchmark.config"),
+    *("engine.python", "engine.model", "serve.image_folder"),
 )
 
 
 def spelt_out(arguments: list[str]) -> list[str]:
-    """The command line as Hydra wants it: free text and paths in quotes, ``++`` before keys of groups that hold any
-    key, a budget's own file, and the home folder for ``~``, which shells leave after an equals sign.
+    """The command line as Hydra wants it: ``stages=[…]`` for a stage's name in front, free text and paths in quotes,
+    ``++`` before keys of groups that hold any key, a budget's own file, and the home folder for ``~``, which shells
+    leave after an equals sign.
     """
+    if arguments and arguments[0] in get_args(Stage):
+        arguments = [f"stages=[{arguments[0]}]", *arguments[1:]]
     arguments = [_at_home(argument) for argument in arguments]
     measures = [match[1] for argument in arguments if (match := re.match(r"budget\.(\w+)=", argument))]
     if measures and measures[0] in MEASURES[1:] and not any(argument.startswith("budget=") for argument in arguments):
@@ -40,7 +46,12 @@ def _at_home(argument: str) -> str:
 def quoted(argument: str) -> str:
     """``key=value`` with a value that Hydra reads as it was typed, where the key holds free text or a path."""
     key, equals, value = argument.partition("=")
-    if not equals or key not in (*TEXT, *PATHS) or value in ("", "null") or _is_quoted(argument):
+    if (
+        not equals
+        or not (key in (*TEXT, *PATHS) or key.startswith(CONFIGS))
+        or value in ("", "null")
+        or _is_quoted(argument)
+    ):
         return argument
     if key in TEXT:
         value = value.replace("${", "\\${")  # a dollar sign, no interpolation

@@ -68,7 +68,7 @@ def check_device(study: optuna.Study, device: torch.device) -> None:
 def _cached(workspace: Workspace, opened: OpenedModel, calibration: Calibration, workload: Workload) -> Latency:
     """Measured by one worker: where several do it at once, the first to finish is the one that all read."""
     settings, device = workspace.settings, device_name(opened.modules.text_model.device)
-    key = digest({"device": device, "method": settings.method.name, "steps": settings.search.steps})
+    key = digest({"device": device, "method": settings.method.name, "steps": settings.steps})
     path = calibration.folder / f"latency-{key}.json"
     if not path.exists():
         probing = settings.model_copy(update={"budget": PROBES})

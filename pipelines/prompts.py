@@ -11,6 +11,7 @@ from transformers import BatchFeature
 from multimodal import FlowpruneError
 from multimodal.families import Geometry
 from multimodal.layout import Layout
+from multimodal.prompts import chat_template, tokenized
 from multimodal.runtime.calls import PIXELS
 from multimodal.runtime.watch import Modality
 from pipelines.data import Sample
@@ -47,10 +48,7 @@ def _processed(processor: Any, samples: Sequence[Sample]) -> BatchFeature:
         given["images"] = [[picture.shown() for picture in sample.pictures] for sample in samples]
     if any(sample.videos for sample in samples):
         given |= _frames(processor, samples)
-    bos = getattr(processor.tokenizer, "bos_token", None)
-    if bos and prompts[0].startswith(bos):  # which the tokenizer would write again
-        given["add_special_tokens"] = False
-    return processor(text=prompts, padding=True, return_tensors="pt", **given)
+    return tokenized(processor, prompts, **given)
 
 
 def _frames(processor: Any, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -78,14 +76,9 @@ def _frames(processor: Any, samples: Sequence[Sample]) -> dict[str, Any]:
 
 def _prompt(processor: Any, sample: Sample) -> str:
     messages = [{"role": turn.role, "content": [_content(part) for part in turn.parts]} for turn in sample.turns]
-    known = getattr(processor, "chat_template", None)
-    if known is None:
-        raise FlowpruneError(
-            "The model has no chat template, of which prompts are made: put the chat_template.jinja that it was "
-            "trained with into its folder."
-        )
+    known = chat_template(processor)
     for name in sample.template:
-        if not re.search(rf"\b{re.escape(name)}\b", str(known)):
+        if not re.search(rf"\b{re.escape(name)}\b", known):
             raise FlowpruneError(f"data.template.{name} is no option of this model's chat template: leave it out.")
     return processor.apply_chat_template(messages, add_generation_prompt=True, **sample.template)
 

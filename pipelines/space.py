@@ -13,6 +13,7 @@ from multimodal.methods import method_named
 from multimodal.runtime.watch import Normalization
 from pipelines.console import console
 from pipelines.prompts import shown_layouts
+from pipelines.restriction import served_method
 from pipelines.settings import Settings
 from search.budget import BudgetUnreachableError, Cost, share_of
 from search.choice import MethodChoice
@@ -24,13 +25,15 @@ def method_choices(settings: Settings) -> list[MethodChoice]:
     """The methods that a search chooses among: one, or those of ``method=mixed``.
 
     Raises:
-        FlowpruneError: an unknown method or merging rule, or rules that do not fit.
+        FlowpruneError: an unknown method or merging rule, rules that do not fit, or a method that the engine which is
+            to serve the config cannot take.
     """
-    method, mergings, sinks = settings.method, settings.search.merging, settings.search.sinks
+    method, mergings, sinks = served_method(settings), settings.search.merging, settings.search.sinks
+    weighted = settings.serving.engine is None
     if not method.among:
-        return [MethodChoice(method.name, method.fixed, method.ranges, mergings, sinks)]
+        return [MethodChoice(method.name, method.fixed, method.ranges, mergings, sinks, weighted)]
     return [
-        MethodChoice(name, method.fixed.get(name, {}), method.ranges.get(name, {}), mergings, sinks)
+        MethodChoice(name, method.fixed.get(name, {}), method.ranges.get(name, {}), mergings, sinks, weighted)
         for name in method.among
     ]
 
@@ -54,11 +57,16 @@ def make_space(
     Raises:
         FlowpruneError: the budget cannot be met, or the positions do not fit the model.
     """
-    positions = [choice for choice in settings.search.positions if choice in geometry.positions]
+    served = [choice for choice in settings.search.positions if choice in settings.serving.positions]
+    if not served:
+        raise FlowpruneError(
+            f"search.positions {settings.search.positions} are none that serving={settings.serving.engine} gives: add "
+            f"{settings.serving.positions[0]} to them."
+        )
+    positions = [choice for choice in served if choice in geometry.positions]
     if not positions:
         raise FlowpruneError(
-            f"search.positions {settings.search.positions} do not fit a model of several rotary axes: "
-            "add original to them."
+            f"search.positions {served} do not fit a model of several rotary axes: add original to them."
         )
     measure = settings.budget.measure
     if measure == "latency_ms" and latency is None:
@@ -73,11 +81,11 @@ def make_space(
         measure=measure,
         budgets=settings.budget.budgets,
         cost=cost_of(workload),
-        steps=settings.search.steps,
+        steps=settings.steps,
         layers=workload.layers,
         positions=positions,
         normalization=normalization,
-        shape=settings.search.schedule,
+        shape=settings.search.schedule if settings.serving.engine is None else "steps",
         first_inner_layer=max(1, geometry.deepstack_layers),
         adapted=(lambda adaptive: cost_of(workload.adapted(adaptive))) if seen else None,
         reference=reference_of(seen) if seen else 1.0,

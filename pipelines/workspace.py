@@ -101,6 +101,12 @@ class Workspace:
         return self.folder / TUNED
 
     @property
+    def unrestricted(self) -> Path | None:
+        """The best config of the same search for no engine in particular; None where none is named."""
+        folder = self.settings.serving.unrestricted
+        return None if folder is None else Path(folder) / (self.part or "") / TUNED
+
+    @property
     def exported(self) -> Path:
         """The config that users load."""
         return self.folder / FILE_NAME

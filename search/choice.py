@@ -16,6 +16,7 @@ from multimodal.options import Sinks
 from multimodal.ranges import SearchChoice
 
 OWN = "own"  # the method's own merging rule
+WEIGHT = "weight"  # the parameter of every merging rule that is 0 where it is not searched
 
 Ranges = Mapping[str, Sequence[float]]
 Searched = Mapping[str, SearchRange | SearchChoice]
@@ -31,6 +32,7 @@ class MethodChoice:
         ranges: search ranges that replace its own, (low, high) by parameter.
         mergings: merging rules to choose among; ``own`` is the method's.
         sinks: what may become of attention sinks (:class:`multimodal.PruningConfig`).
+        weighted: whether merging rules may give merged tokens a weight.
 
     Raises:
         FlowpruneError: there is no such method, parameter or rule, or none of the rules fits the method.
@@ -41,6 +43,7 @@ class MethodChoice:
     ranges: Ranges = field(default_factory=dict)
     mergings: Sequence[str] = (OWN,)
     sinks: Sequence[Sinks] = ("kept",)
+    weighted: bool = True
 
     def __post_init__(self) -> None:
         searched_parameters(self.name, self.fixed, self.ranges)  # refuses what the method lacks
@@ -68,7 +71,8 @@ class MethodChoice:
 
     def merging_parameters(self, rule: str) -> Searched:
         """The parameters of a merging rule that are searched."""
-        return {} if rule == OWN else declared_ranges(merging_named(rule))
+        declared = {} if rule == OWN else declared_ranges(merging_named(rule))
+        return {name: bounds for name, bounds in declared.items() if self.weighted or name != WEIGHT}
 
     @property
     def guesses(self) -> dict[str, Sequence[Any]]:
@@ -89,7 +93,9 @@ class MethodChoice:
         }
         if list(self.sinks) != ["kept"]:
             described["sinks"] = list(self.sinks)
-        return described if list(self.mergings) == [OWN] else described | {"merging": list(self.mergings)}
+        if list(self.mergings) == [OWN]:
+            return described
+        return described | {"merging": list(self.mergings)} | ({} if self.weighted else {"merging_weight": 0})
 
     def suggest(self, trial: optuna.trial.BaseTrial, prefix: str = "") -> tuple[Method, MergingRule | None, Sinks]:
         """The method of a trial, its merging rule and what becomes of sinks.

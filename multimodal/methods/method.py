@@ -62,6 +62,8 @@ class Method(BaseModel):
     registry: ClassVar[dict[str, type["Method"]]] = {}
     #: first language-model layer that a step may come before: 1 for one that reads layers of the language model
     first_layer: ClassVar[int] = 0
+    #: the parameter that gives :attr:`merged_weight`, which engines without additive masks need at 0
+    weight_parameter: ClassVar[str | None] = None
 
     name: str
 

@@ -36,6 +36,7 @@ class VFlowOpt(Method):
     recycling_weight: Annotated[float, Field(ge=0, le=1), SearchRange(0, 1, guesses=(1,))] = 0.0
     recycling_count: Literal["exact", "released"] = "exact"
     vision_layer: Annotated[int, Field(le=-1), SearchRange(-3, -1, guesses=(-1,))] = -1
+    weight_parameter = "recycling_weight"
 
     @property
     def evidence(self) -> Sequence[Request]:

@@ -115,12 +115,17 @@ class Pruner:
         self._forward.fed = prompt
 
     @property
-    def report(self) -> list[SampleReport]:
-        """One entry a sample of the last prefill; none if that had no images at all.
+    def prefill(self) -> Prefill | None:
+        """The last prefill; None if that had no images at all.
 
         The last of this thread, or of any, where this one has read nothing, as where answers are streamed.
         """
-        last, text = self._forward.last if self._forward.has_read else self._last, self.modules.text_model
+        return self._forward.last if self._forward.has_read else self._last
+
+    @property
+    def report(self) -> list[SampleReport]:
+        """One entry a sample of the last prefill; none if that had no images at all."""
+        last, text = self.prefill, self.modules.text_model
         return [] if last is None else reports(text.config, text.dtype.itemsize, last)
 
     # from pixels to the base model

@@ -9,12 +9,14 @@ from omegaconf import OmegaConf
 from multimodal import FlowpruneError
 from multimodal.families import Geometry
 from multimodal.methods import Method, method_named
-from pipelines.settings import BudgetSettings, MethodSettings, Settings, Untuned
+from pipelines.settings import NO_ENGINE, BudgetSettings, MethodSettings, ServingSettings, Settings, Untuned
 from pipelines.space import most_steps
 from pipelines.workspace import Workspace
 
-Variant = Literal["unpruned", "downscaled", "published", "tuned"]
-UNPRUNED, DOWNSCALED, PUBLISHED, TUNED = cast(tuple[Variant, ...], ("unpruned", "downscaled", "published", "tuned"))
+Variant = Literal["unpruned", "downscaled", "published", "tuned", "servable"]
+UNPRUNED, DOWNSCALED, PUBLISHED, TUNED, SERVABLE = cast(
+    tuple[Variant, ...], ("unpruned", "downscaled", "published", "tuned", "servable")
+)  # servable: tuned within what the engine of conf/serving can do
 NONE, DOWNSCALE, RANDOM = "none", "downscale", "random"
 ALWAYS = (NONE, DOWNSCALE)  # what every comparison measures, whether it is named or not
 SPECIAL = {"custom", "mixed", *ALWAYS}  # files that are no method of their own
@@ -83,7 +85,9 @@ def method_settings(settings: Settings, name: str) -> MethodSettings:
     return MethodSettings.model_validate(found)
 
 
-def at_budget(workspace: Workspace, geometry: Geometry, name: str, budget: float) -> Workspace:
+def at_budget(
+    workspace: Workspace, geometry: Geometry, name: str, budget: float, serving: ServingSettings = NO_ENGINE
+) -> Workspace:
     """The workspace of one method at one budget, as ``stages=[search]`` would have it, under a name of its own.
 
     Args:
@@ -91,6 +95,7 @@ def at_budget(workspace: Workspace, geometry: Geometry, name: str, budget: float
         geometry: of the model, which bounds the pruning steps.
         name: of the method, or of its YAML.
         budget: in the run's measure.
+        serving: the engine that bounds the search, if any.
     """
     settings = workspace.settings
     measure = settings.budget.measure
@@ -103,8 +108,9 @@ def at_budget(workspace: Workspace, geometry: Geometry, name: str, budget: float
         method=method,
         budget=BudgetSettings.model_validate({"name": short, measure: budget}),
         search=settings.search.model_copy(update={"name": short, "pareto": False, "steps": steps}),
-        study=f"{settings.compare.name}-{name}-{short}",
-        output=str(workspace.comparison / "searches" / f"{name}-{short}"),
+        serving=serving,
+        study=f"{settings.compare.name}-{name}-{short}{serving.suffix}",
+        output=str(workspace.comparison / "searches" / f"{name}-{short}{serving.suffix}"),
     )
 
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from multimodal import FlowpruneError, PruningConfig, prune
+from multimodal.costs import Workload
+from multimodal.families import Geometry
 from pipelines.baselines import untuned_config
 from pipelines.comparison.contenders import at_budget, budgets_of, methods_of
 from pipelines.model import OpenedModel
@@ -30,12 +32,14 @@ class Entrant:
         settings: as ``stages=[search]`` would have them.
         space: what a search would suggest from.
         published: the method's config without a search, on budget; None for a mixture, which only a search makes.
+        served: the same within what an engine can serve; None where no engine is named, or it cannot take the method.
     """
 
     name: str
     workspace: Workspace
     space: Space
     published: PruningConfig | None
+    served: Workspace | None
 
 
 def enter(workspace: Workspace, opened: OpenedModel) -> tuple[list[Entrant], dict[str, str]]:
@@ -67,7 +71,12 @@ def enter(workspace: Workspace, opened: OpenedModel) -> tuple[list[Entrant], dic
                 if own.settings.method.untuned is not None:
                     published = untuned_config(own.settings.method, space)
                     _try(opened, first, published)
-                entrants.append(Entrant(method, own, space, published))
+                served = None
+                if workspace.settings.serving.engine is not None and workspace.settings.compare.tunes(method):
+                    served = at_budget(workspace, geometry, method, budget, workspace.settings.serving)
+                    if (why := _unservable(served, geometry, workload, opened)) is not None:
+                        left_out[f"{method} servable"], served = why, None
+                entrants.append(Entrant(method, own, space, published, served))
         except FlowpruneError as error:
             if workspace.settings.compare.methods != ["all"]:
                 raise
@@ -75,6 +84,15 @@ def enter(workspace: Workspace, opened: OpenedModel) -> tuple[list[Entrant], dic
     if not entrants:
         raise FlowpruneError(f"No method can take part: {next(iter(left_out.values()))}")
     return entrants, left_out
+
+
+def _unservable(workspace: Workspace, geometry: Geometry, workload: Workload, opened: OpenedModel) -> str | None:
+    """Why an engine can serve nothing of what a search may find; None: it can."""
+    try:
+        make_space(with_equal_shares(workspace.settings), geometry, workload, opened.normalization)
+    except FlowpruneError as error:
+        return str(error)
+    return None
 
 
 def tune(workspace: Workspace) -> PruningConfig:

@@ -78,6 +78,7 @@ def metrics(row: Row) -> dict[str, float]:
         "speed_up": row.speed_up,
     }
     leads = {"hard_accuracy": row.hard, "lead_over_random": row.over_random, "lead_over_best_other": row.over_other}
+    leads |= {"lead_over_unrestricted": row.over_unrestricted}
     for name, lead in leads.items():
         if lead is not None:
             found |= {name: lead.mean, f"{name}_low": lead.low, f"{name}_high": lead.high}

@@ -49,7 +49,8 @@ def _sections(settings: Settings, comparison: Comparison, strips: Sequence[Strip
         f"intervals hold 95 % of {settings.compare.bootstrap:,} paired bootstrap resamples.</p>"
     )
     yield "<h2>Which method to use</h2>" + _list(comparison)
-    yield _figure(accuracy_figure(comparison), "Accuracy against the budget. Solid: tuned; dashed: published defaults; "
+    yield _figure(accuracy_figure(comparison), "Accuracy against the budget. Solid: tuned; dash-dotted: "
+                  "tuned for an engine; dashed: published defaults; "
                   "bands: 95 % intervals; dotted: unpruned.")  # fmt: skip
     yield _figure(pareto_figure(comparison), "Accuracy against the time to the first token: tower, what the method "
                   "looks at, selection and prefill, one prompt at a time, interleaved with the unpruned model. The "

@@ -59,6 +59,7 @@ def command(settings: Settings, comparison: Comparison) -> str:
         f"data.heldout={settings.data.heldout}",
         f"seed={settings.seed}",
     ]
+    words += [f"serving={settings.serving.engine}"] if settings.serving.engine is not None else []
     words += [f"budget={settings.budget.measure}"] if settings.budget.measure != "retention" else []
     words += [f"extensions=[{','.join(settings.extensions)}]"] if settings.extensions else []
     return " \\\n  ".join(words)

@@ -24,6 +24,9 @@ class Row:
         speed_up: of that, beside the unpruned model measured in turn; 1 of the unpruned model itself.
         over_random: accuracy minus that of random tokens of the same variant; None for themselves.
         over_other: accuracy minus that of the best other contender at the budget.
+        over_unrestricted: of a servable one, accuracy minus what its method, tuned without an engine's limits, has at
+            equal time to the first token (:func:`pipelines.comparison.equal_time.at_equal_time`); None of all others.
+        unrestricted_milliseconds: that time.
         best_share: share of resamples in which it is the best at its budget.
         trials: of its search; None without one.
         remark: what a reader must know.
@@ -45,6 +48,8 @@ class Row:
     speed_up: float
     over_random: Interval | None
     over_other: Interval | None
+    over_unrestricted: Interval | None
+    unrestricted_milliseconds: float | None
     best_share: float | None
     trials: int | None
     remark: str

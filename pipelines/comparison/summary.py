@@ -7,7 +7,8 @@ from statistics import mean
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.comparison.contenders import PUBLISHED, RANDOM
+from pipelines.comparison.contenders import PUBLISHED, RANDOM, SERVABLE, TUNED
+from pipelines.comparison.equal_time import Timed, at_equal_time
 from pipelines.comparison.measurement import Measured
 from pipelines.comparison.rows import Comparison, Row
 from pipelines.comparison.statistics import Bootstrap, Interval, by_kind, hard_subset, spearman
@@ -49,7 +50,7 @@ def summarise(
         difficult = hard_subset(unpruned.right, small.right)
         hard[budget] = len(difficult)
         subset = _Subset(difficult, Bootstrap(len(difficult), resamples, seed)) if difficult else None
-        rows = _rows(contenders, tests, subset)
+        rows = _rows(contenders, tests, subset, _unrestricted(unpruned, pruned, tests))
         budgets[budget] = sorted(rows, key=lambda row: (-row.accuracy.mean, -row.speed_up))
     counts: dict[str, int] = {}
     for kind in tests.kinds:
@@ -58,7 +59,7 @@ def summarise(
     return Comparison(
         measure=unpruned.identity.measure,
         unpruned=replace(
-            _row(unpruned, tests, None, None, None, None), speed_up=1.0, milliseconds=1000 * unpruned.seconds
+            _row(unpruned, tests, None, None, None, None, None), speed_up=1.0, milliseconds=1000 * unpruned.seconds
         ),
         budgets=budgets,
         kinds=dict(sorted(counts.items())),
@@ -99,7 +100,23 @@ class _Subset:
         return self.bootstrap.interval([measured.right[number] or 0.0 for number in self.numbers])
 
 
-def _rows(contenders: Sequence[Measured], tests: _Tests, subset: _Subset | None) -> list[Row]:
+def _timed(measured: Measured, tests: _Tests) -> Timed:
+    return Timed(tests.seconds / _speed_up(measured), tests.scores(measured))
+
+
+def _unrestricted(unpruned: Measured, pruned: Sequence[Measured], tests: _Tests) -> dict[str, list[Timed]]:
+    """By method, what it reaches without an engine's limits at all budgets, and the unpruned model."""
+    plain = Timed(tests.seconds, tests.scores(unpruned))
+    found: dict[str, list[Timed]] = {}
+    for each in pruned:
+        if each.identity.variant == TUNED:
+            found.setdefault(each.identity.method, [plain]).append(_timed(each, tests))
+    return found
+
+
+def _rows(
+    contenders: Sequence[Measured], tests: _Tests, subset: _Subset | None, unrestricted: Mapping[str, Sequence[Timed]]
+) -> list[Row]:
     """Those of one budget. A downscaled picture that costs what unpruned does is no rival to those on budget."""
     scores = [tests.scores(each) for each in contenders]
     racing = [number for number, each in enumerate(contenders) if each.flops_share < 1]
@@ -120,7 +137,10 @@ def _rows(contenders: Sequence[Measured], tests: _Tests, subset: _Subset | None)
             None if against is None else tests.bootstrap.interval(scores[number] - against)
             for against in (baseline, None if rival is None else scores[rival])
         ]
-        rows.append(_row(measured, tests, subset, leads[0], leads[1], best.get(number)))
+        equal = None
+        if measured.identity.variant == SERVABLE and (known := unrestricted.get(measured.identity.method)):
+            equal = at_equal_time(tests.seconds / _speed_up(measured), known)
+        rows.append(_row(measured, tests, subset, leads[0], leads[1], best.get(number), equal))
     return rows
 
 
@@ -131,6 +151,7 @@ def _row(
     over_random: Interval | None,
     over_other: Interval | None,
     best_share: float | None,
+    equal: Timed | None,
 ) -> Row:
     who, scores = measured.identity, tests.scores(measured)
     return Row(
@@ -150,6 +171,8 @@ def _row(
         speed_up=_speed_up(measured),
         over_random=over_random,
         over_other=over_other,
+        over_unrestricted=None if equal is None else tests.bootstrap.interval(scores - equal.scores),
+        unrestricted_milliseconds=None if equal is None else 1000 * equal.seconds,
         best_share=best_share,
         trials=measured.trials,
         remark=measured.remark,

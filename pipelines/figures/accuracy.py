@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipelines.comparison.contenders import DOWNSCALED, TUNED
+from pipelines.comparison.contenders import DOWNSCALED, SERVABLE, TUNED
 from pipelines.comparison.rows import Comparison, Row
 
 matplotlib.use("Agg")
@@ -125,7 +125,7 @@ def _lines(comparison: Comparison) -> dict[str, list[Row]]:
 
 
 def _look(comparison: Comparison, row: Row) -> dict[str, Any]:
-    """A colour a method; tuned is solid, published dashed."""
+    """A colour a method; tuned is solid, servable dash-dotted, published dashed."""
     methods = sorted(
         {each.method for rows in comparison.budgets.values() for each in rows if each.variant != DOWNSCALED}
     )
@@ -136,7 +136,7 @@ def _look(comparison: Comparison, row: Row) -> dict[str, Any]:
     return {
         "color": colour,
         "marker": "o",
-        "linestyle": "-" if tuned else "--",
+        "linestyle": "-" if tuned else "-." if row.variant == SERVABLE else "--",
         "markerfacecolor": colour if tuned else "none",
     }
 

@@ -8,16 +8,19 @@ from multimodal import FlowpruneError
 from pipelines.settings.budget import BudgetSettings
 from pipelines.settings.cluster import ClusterSettings
 from pipelines.settings.data import DataSettings
+from pipelines.settings.engine import EngineSettings
 from pipelines.settings.group import Group, PathText
 from pipelines.settings.method import MethodSettings
 from pipelines.settings.model import ModelSettings
 from pipelines.settings.search import SearchSettings
+from pipelines.settings.serving import ServingSettings
 from pipelines.settings.stages import (
     BenchmarkSettings,
     CompareSettings,
     GenerateSettings,
     MapsSettings,
     ProxySettings,
+    ServeSettings,
     Stage,
 )
 from pipelines.settings.storage import StorageSettings
@@ -32,9 +35,11 @@ class Settings(Group):
     method: MethodSettings
     budget: BudgetSettings
     search: SearchSettings
+    serving: ServingSettings
     storage: StorageSettings
     cluster: ClusterSettings
     tracking: TrackingSettings
+    engine: EngineSettings
     stages: list[Stage] = Field(min_length=1)
     study: str = Field(min_length=1)
     output: PathText
@@ -48,6 +53,7 @@ class Settings(Group):
     benchmark: BenchmarkSettings
     compare: CompareSettings
     proxy: ProxySettings
+    serve: ServeSettings
 
     @field_validator("extensions")
     @classmethod
@@ -80,6 +86,11 @@ class Settings(Group):
     @property
     def _conditional(self) -> bool:
         return len(self.method.among) > 1 or len(self.search.merging) > 1
+
+    @property
+    def steps(self) -> int:
+        """Pruning steps of the search: the one that an engine can take, or as many as were asked for."""
+        return self.search.steps if self.serving.engine is None else 1
 
     @property
     def sampler(self) -> str:

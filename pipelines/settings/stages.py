@@ -19,6 +19,7 @@ Stage = Literal[
     "cancel",
     "sync",
     "proxy",
+    "serve",
 ]
 
 
@@ -79,3 +80,21 @@ class ProxySettings(Group):
 
     host: str
     port: int
+
+
+class ServeSettings(Group):
+    """The serve stage."""
+
+    configs: dict[str, PathText]
+    default: str | None
+    host: str
+    port: int = Field(ge=0, le=65535)
+    queue: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    timeout: float = Field(gt=0)
+    max_tokens: int = Field(ge=1)
+    request_mib: float = Field(gt=0)
+    image_mib: float = Field(gt=0)
+    image_megapixels: float = Field(gt=0)
+    image_hosts: list[str]
+    image_folder: PathText | None

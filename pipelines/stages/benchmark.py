@@ -29,6 +29,7 @@ from pipelines.console import console
 from pipelines.model import build_random
 from pipelines.prompts import build_inputs
 from pipelines.report_metrics import benchmarked
+from pipelines.restriction import served_method
 from pipelines.settings import Settings
 from pipelines.space import make_space, prompts_of
 from pipelines.tracking import log_with_study
@@ -125,7 +126,7 @@ def _config(
     if workspace.settings.benchmark.config is not None:
         return workspace.config(workspace.settings.benchmark.config)
     space = make_space(workspace.settings, modules.geometry, prompts_of(modules.geometry, inputs), normalization)
-    return untuned_config(workspace.settings.method, space)
+    return untuned_config(served_method(workspace.settings), space)
 
 
 def _measure_model(subject: _Subject, repeats: int) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Stage compare: methods side by side on held-out samples, at the same exact budgets, published and equally tuned."""
 
+from multimodal import FlowpruneError
 from pipelines.comparison.bench import Bench
-from pipelines.comparison.contenders import PUBLISHED, TUNED, budgets_of, label, methods_of
+from pipelines.comparison.contenders import PUBLISHED, SERVABLE, TUNED, Variant, budgets_of, label, methods_of
 from pipelines.comparison.entrants import Entrant, enter, tune
 from pipelines.comparison.files import write_tables
 from pipelines.comparison.measure import measure_downscaled, measure_pruned, measure_unpruned
@@ -28,10 +29,17 @@ def check(workspace: Workspace) -> None:
     """Say what would keep a comparison from running, before anything expensive.
 
     Raises:
-        FlowpruneError: an unknown method, a budget that is none, an unreachable storage or tracking store.
+        FlowpruneError: an unknown method, a budget that is none, an engine but nothing that is searched for it, an
+            unreachable storage or tracking store.
     """
     methods_of(workspace.settings)
     budgets_of(workspace.settings)
+    engine = workspace.settings.serving.engine
+    if engine is not None and not workspace.settings.compare.tuned:
+        raise FlowpruneError(
+            f"serving={engine} is compared as searches find it, within what it can do and beyond: add "
+            "compare.tuned=true, or a list of methods."
+        )
     if workspace.settings.compare.tuned:
         search.check_services(workspace)
     else:
@@ -58,7 +66,9 @@ def run(workspace: Workspace) -> Comparison:
         if each.published is not None
     ]
     if workspace.settings.compare.tuned:
-        pruned += [_tuned(bench, unpruned, each) for each in entrants if workspace.settings.compare.tunes(each.name)]
+        tuned = [each for each in entrants if workspace.settings.compare.tunes(each.name)]
+        pruned += [_tuned(bench, unpruned, each.name, each.workspace, TUNED) for each in tuned]
+        pruned += [_tuned(bench, unpruned, each.name, each.served, SERVABLE) for each in tuned if each.served]
     comparison = summarise(
         unpruned,
         smaller,
@@ -75,11 +85,11 @@ def run(workspace: Workspace) -> Comparison:
 
 def _log_with_studies(workspace: Workspace, comparison: Comparison, entrants: list[Entrant]) -> None:
     """Log what was found of each tuned config with the run of its study."""
-    rows = {(row.method, row.budget): row for row in comparison.rows if row.variant == TUNED}
+    rows = {(row.method, row.variant, row.budget): row for row in comparison.rows}
     for each in entrants:
-        row = rows.get((each.name, each.workspace.settings.budget.budgets[0]))
-        if row is not None:
-            log_with_study(each.workspace, compared(row, comparison.unpruned))
+        for variant, own in ((TUNED, each.workspace), (SERVABLE, each.served)):
+            if own is not None and (row := rows.get((each.name, variant, own.settings.budget.budgets[0]))) is not None:
+                log_with_study(own, compared(row, comparison.unpruned))
 
 
 def _shares(entrants: list[Entrant]) -> list[tuple[float, float]]:
@@ -92,10 +102,10 @@ def _shares(entrants: list[Entrant]) -> list[tuple[float, float]]:
     return list(found.items())
 
 
-def _tuned(bench: Bench, unpruned: Measured, entrant: Entrant) -> Measured:
-    own, budget = entrant.workspace, entrant.workspace.settings.budget
-    console.print(f"[bold]{label(entrant.name, TUNED)}[/], {budget.measure} {budget.budgets[0]:g}")
-    return measure_pruned(bench, unpruned, entrant.name, own, TUNED, tune(own), own.settings.search.trials)
+def _tuned(bench: Bench, unpruned: Measured, name: str, own: Workspace, variant: Variant) -> Measured:
+    budget = own.settings.budget
+    console.print(f"[bold]{label(name, variant)}[/], {budget.measure} {budget.budgets[0]:g}")
+    return measure_pruned(bench, unpruned, name, own, variant, tune(own), own.settings.search.trials)
 
 
 def _conclude(

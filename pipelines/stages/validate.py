@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from multimodal import PruningConfig, prune
-from pipelines.baselines import TUNED, UNPRUNED, contenders
+from pipelines.baselines import TUNED, UNPRUNED, UNRESTRICTED, contenders
 from pipelines.calibration import observed
 from pipelines.comparison.statistics import by_kind
 from pipelines.console import console
@@ -23,6 +23,7 @@ from pipelines.data import Sample
 from pipelines.grading import answer_all, grade
 from pipelines.latency import study_latency
 from pipelines.report_metrics import validated
+from pipelines.restriction import served_method
 from pipelines.space import make_space
 from pipelines.tracking import keep_with_study, log_with_study, samples_of
 from pipelines.workspace import Workspace
@@ -72,7 +73,7 @@ def run(workspace: Workspace) -> dict[str, Row]:
     objective = Objective(opened.modules, cached.samples, workspace.settings.search.batch_size, workspace.settings.seed)
     latency = study_latency(workspace, opened, cached, objective.workload)
     space = make_space(workspace.settings, opened.modules.geometry, objective.workload, opened.normalization, latency)
-    configs = contenders(workspace.settings.method, space, tuned)
+    configs = contenders(served_method(workspace.settings), space, tuned, workspace.unrestricted)
     answers = {name: answer_all(opened, samples, config, name)[0] for name, config in configs.items()}
     rows = _rows(samples, answers, configs, objective, workspace.settings.data.score)
     graded = sum(bool(sample.answers) for sample in samples)
@@ -90,6 +91,8 @@ def run(workspace: Workspace) -> dict[str, Row]:
     if any(row.accuracy_by_kind for row in rows.values()):
         console.print(_kinds_table(rows, samples))
     console.print(_verdict(rows))
+    if UNRESTRICTED in rows:
+        console.print(_cost_of_serving(rows, workspace.settings.serving.engine))
     console.print(f"report: {report}")
     keep_with_study(workspace, [report])
     samples_used = samples_of(workspace, "heldout", cached.data_digest, len(samples))
@@ -187,7 +190,19 @@ def _kinds_table(rows: Mapping[str, Row], samples: Sequence[Sample]) -> Table:
 
 def _verdict(rows: Mapping[str, Row]) -> str:
     """Say plainly whether tuning helped."""
-    behind = [n for n, row in rows.items() if n not in (TUNED, UNPRUNED) and row.lead[0] <= row.lead[1]]
+    rivals = {name: row for name, row in rows.items() if name not in (TUNED, UNPRUNED, UNRESTRICTED)}
+    behind = [name for name, row in rivals.items() if row.lead[0] <= row.lead[1]]
     if behind:
         return f"[bold red]The tuned config is not better than {', '.join(behind)} by more than the noise.[/]"
     return "[bold green]The tuned config is better than every other at this budget, by more than the noise.[/]"
+
+
+def _cost_of_serving(rows: Mapping[str, Row], engine: str | None) -> str:
+    """What it costs that an engine is to serve the config, at the same budget."""
+    tuned, other = rows[TUNED], rows[UNRESTRICTED]
+    what = "agreement" if other.accuracy is None else "accuracy"
+    return (
+        f"What {engine} can serve has {100 * other.lead[0]:+.1f} ± {100 * other.lead[1]:.1f} points of {what} beside "
+        f"the unrestricted config, with the prefill {tuned.speed_up:.2f}× as fast as unpruned, and that one's "
+        f"{other.speed_up:.2f}×."
+    )

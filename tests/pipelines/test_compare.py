@@ -121,6 +121,27 @@ def test_methods_side_by_side(flowprune, tmp_path, own_method, monkeypatch):
     assert code == 2 and "choose another compare.name=NAME" in " ".join(printed.split())
 
 
+def test_what_serving_costs(flowprune, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.stages.search.write_ranked", lambda settings, trials: [])
+    small = [each for each in SMALL if "methods" not in each and "tuned" not in each and "steps" not in each]
+    command = ("serving=vllm", "compare.methods=[divprune,fastv]", "compare.tuned=[divprune,fastv]")
+    code, printed = flowprune(*small, *command, "budget.retention=0.4")
+    assert code == 0, printed
+    with (tmp_path / "run" / "compare" / "comparison.csv").open(newline="") as file:
+        rows = {(row["method"], row["variant"]): row for row in csv.DictReader(file)}
+    assert {variant for method, variant in rows if method == "divprune"} == {"published", "tuned", "servable"}
+    assert {variant for method, variant in rows if method == "fastv"} == {"published", "tuned"}
+    assert {row["lead_over_unrestricted"] != "" for key, row in rows.items() if key[1] == "servable"} == {True}
+    searches = tmp_path / "run" / "compare" / "searches"
+    steps = {path.parent.name: json.loads(path.read_text())["schedule"] for path in searches.glob("*/tuned.json")}
+    assert {name: len(found) for name, found in steps.items()} == {
+        "divprune-0.4": 3, "divprune-0.4-vllm": 1, "fastv-0.4": 3,
+    }  # fmt: skip
+    said = " ".join(printed.split())
+    assert "left out: fastv servable: serving=vllm cannot take method=fastv" in said
+    assert "Of what can be served, divprune servable is the most accurate" in said
+
+
 @pytest.mark.usefixtures("unrendered")
 def test_a_search_of_ones_own_method(flowprune, tmp_path, own_method):
     code, printed = flowprune(
@@ -146,6 +167,7 @@ def test_a_search_of_ones_own_method(flowprune, tmp_path, own_method):
         (["budget=latency_ms", "budget.latency_ms=4"], r"compare counts what each method spends: set budget to"),
         (["compare.bootstrap=3"], r"compare\.bootstrap is 3"),
         (["compare.methods=[random]", "compare.tuned=[fastv]"], r"compare\.tuned names fastv, which is not compared"),
+        (["serving=vllm"], r"serving=vllm is compared as searches find it, .*: add compare\.tuned=true"),
         (["compare.tuned=true", "tracking.uri=http://127.0.0.1:9"], r"No MLflow tracking store answers"),
         (["extensions=[/nowhere/my.py]"], r"extensions: /nowhere/my\.py is no Python file that exists"),
         (["method=custom"], r"method\.name"),

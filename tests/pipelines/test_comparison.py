@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from multimodal import PruningConfig, PruningStep
 from pipelines.comparison.contenders import label
 from pipelines.comparison.downscale import largest_factor
+from pipelines.comparison.equal_time import Timed, at_equal_time
 from pipelines.comparison.files import short_table, write_tables
 from pipelines.comparison.measurement import Identity, Measured, known
 from pipelines.comparison.rows import Comparison
@@ -166,6 +167,43 @@ def test_a_summary_by_hand():
     assert row["downscaled"].best_share is None  # costs what unpruned does: no rival
     assert sum(each.best_share for each in rows if each.best_share is not None) == pytest.approx(1)
     assert found.unpruned.over_random is None and found.unpruned.accuracy.mean == 0.75
+
+
+def timed(seconds: float, pattern: str) -> Timed:
+    return Timed(seconds, np.array([float(mark) for mark in pattern]))
+
+
+def test_what_is_reached_in_a_time():
+    plain, half, tenth = timed(1.0, "1111"), timed(0.6, "1110"), timed(0.4, "1000")
+    assert at_equal_time(0.6, [plain, half, tenth]) is half
+    mixed = at_equal_time(0.5, [plain, half, tenth])  # half of the requests each: (0.25 + 0.75) / 2
+    assert mixed.seconds == 0.5 and mixed.scores.tolist() == [1, 0.5, 0.5, 0]
+    wide = at_equal_time(0.7, [plain, timed(0.6, "0000"), tenth])  # half of them unpruned beats three quarters of none
+    assert wide.scores.tolist() == pytest.approx([1, 0.5, 0.5, 0.5])
+    assert at_equal_time(0.3, [plain, half, tenth]) is tenth  # none is as fast: the fastest
+    assert at_equal_time(2.0, [plain, half]) is plain
+
+
+def test_what_serving_costs_at_equal_time():
+    full = measured("none", "unpruned", None, four("1111"))
+    small = {budget: measured("downscale", "downscaled", budget, four("0000"), flops_share=1) for budget in (0.5, 0.25)}
+    runs = [
+        measured("good", "tuned", 0.5, four("1110"), seconds=0.6),
+        measured("good", "tuned", 0.25, four("1000"), seconds=0.4),
+        measured("good", "servable", 0.5, four("1000"), seconds=0.5),
+        measured("good", "servable", 0.25, four("0000"), seconds=0.4),
+        measured("random", "published", 0.5, four("0000"), seconds=0.5),
+    ]
+    found = summarise(full, small, runs, [None] * 40, 500, 0, {})
+    rows = {(row.name, row.budget): row for row in found.rows}
+    assert rows["good servable", 0.5].over_unrestricted.mean == pytest.approx(0.25 - 0.5)  # half way between the two
+    assert rows["good servable", 0.5].unrestricted_milliseconds == pytest.approx(500)
+    assert rows["good servable", 0.25].over_unrestricted.mean == pytest.approx(-0.25)
+    assert rows["good tuned", 0.5].over_unrestricted is None and rows["random", 0.5].over_unrestricted is None
+    assert sentences(found, 0.5)[-1].startswith(
+        "Of what can be served, good servable is the most accurate: 25.0%, first token in 500.0 ms; beside good tuned "
+        "without that limit, at equal time to the first token (500.0 ms), that is -25.0 ["
+    )
 
 
 def test_without_answers_agreement_stands_for_accuracy():

@@ -1,0 +1,1 @@
+"""Pruned images for engines that serve the language model themselves."""
