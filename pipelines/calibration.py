@@ -12,7 +12,7 @@ from pipelines.prompts import build_inputs
 from pipelines.space import method_choices
 from pipelines.workspace import Workspace
 from search.calibration import FORMAT, CalibrationSample, observe_sample
-from search.study import digest
+from search.digest import digest
 
 
 @dataclass(frozen=True)

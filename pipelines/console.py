@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from contextlib import suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -28,12 +29,14 @@ def counted(number: int, noun: str) -> str:
 
 def quieten_libraries() -> None:
     """Leave the terminal to flowprune: no progress bars or notices of the libraries below, which this imports."""
-    import optuna
     import transformers
 
     warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with suppress(ModuleNotFoundError):  # an image that only serves has none
+        import optuna
+
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.WARNING)

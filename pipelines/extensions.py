@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from multimodal import FlowpruneError
-from search.study import digest
+from search.digest import digest
 
 
 def load_extensions(paths: Sequence[str]) -> None:

@@ -13,8 +13,8 @@ from pipelines.model import OpenedModel
 from pipelines.settings import BudgetSettings
 from pipelines.space import make_space, method_choices
 from pipelines.workspace import Workspace
+from search.digest import digest
 from search.latency import Latency, device_name, measure_latency
-from search.study import digest
 
 PROBES = BudgetSettings(name="probes", retention=[0.3, 0.5, 0.7])  # what pruned prefills are timed at
 PROBED = 6

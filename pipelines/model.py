@@ -14,7 +14,7 @@ from multimodal.families import Modules, check_supported, modules_of
 from multimodal.loading import check_attention, chosen_device
 from multimodal.runtime.watch import Normalization
 from pipelines.settings import ModelSettings
-from search.study import digest
+from search.digest import digest
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf"}
 WEIGHTS_BESIDE = (".index.json", "adapter_config.json")  # which say what of the weights is used

@@ -1,6 +1,5 @@
 """The Optuna study: sampler, trial stopping, resume, and what its trials found."""
 
-import hashlib
 import json
 import uuid
 from collections.abc import Mapping, Sequence
@@ -20,11 +19,6 @@ OBJECTIVES = {"discrepancy": "discrepancy", "kl": "next_token_kl"}  # what table
 ID = "study_id:"  # begins the attributes, one a worker that was first, that tell a study from others of its name
 TARGET = "target"  # the attribute that holds how many trials the study is to have
 LABELS = "labels"  # the attribute that holds what people call a study's model and data, and its first target
-
-
-def digest(description: Mapping[str, Any]) -> str:
-    """A short digest of plain data, to tell whether two searches or caches are the same."""
-    return hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def open_study(

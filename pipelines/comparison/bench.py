@@ -16,8 +16,8 @@ from pipelines.grading import grade
 from pipelines.model import OpenedModel
 from pipelines.prompts import build_inputs
 from pipelines.workspace import Workspace
+from search.digest import digest
 from search.latency import device_name
-from search.study import digest
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from multimodal import FlowpruneError, PruningConfig
 from multimodal.errors import one_sentence
 from multimodal.options import Measure
 from pipelines.comparison.contenders import Variant
-from search.study import digest
+from search.digest import digest
 
 FORMAT = 2  # of the files; part of their keys
 

@@ -9,7 +9,7 @@ from mlflow.tracking import MlflowClient
 
 from multimodal import FlowpruneError
 from search.credentials import masked
-from search.study import digest
+from search.digest import digest
 from search.tracking.pages import columns_of, runs_route, shared_view, ui_of
 from search.tracking.store import LOST, make_experiment, open_store, reason
 
