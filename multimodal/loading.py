@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from transformers import AutoConfig, AutoProcessor, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 from multimodal.checkpoint import add_adapter, read_weights
 from multimodal.errors import FlowpruneError
@@ -14,6 +21,7 @@ from multimodal.families import check_supported
 
 SHIPPED = {name: Path(__file__).parent / name for name in ("tiny", "dino")}
 GIVE = "give 'tiny', 'dino', a local folder or a hub id."
+SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate's ways
 
 Quantization = Literal["bnb-4bit", "bnb-8bit"]
 T = TypeVar("T")
@@ -46,10 +54,15 @@ def load_model(
 
     Raises:
         FlowpruneError: nothing there, weights are broken or not this model's, the family is not supported, there is no
-            such device, or a library that this needs is not installed.
+            such device, dtype or attention, or a library that this needs is not installed.
     """
     where = str(SHIPPED.get(str(model), Path(model).expanduser() if str(model).startswith("~") else model))
     place = chosen_device(device)
+    if isinstance(device_map, str) and device_map not in SPREADS:
+        chosen_device(device_map, "device_map")
+    check_attention(attention)
+    if dtype != "auto" and not isinstance(getattr(torch, str(dtype).removeprefix("torch."), None), torch.dtype):
+        raise FlowpruneError(f"The dtype {dtype!r} is none of torch: give auto, float32, bfloat16 or float16.")
     if not Path(where).exists() and (where.startswith(("/", ".")) or where.count("/") > 1):
         raise FlowpruneError(f"The model {where} does not exist: {GIVE}")
     for needed, wanted in (("accelerate", device_map), ("bitsandbytes", quantization), ("peft", adapter)):
@@ -77,8 +90,25 @@ def load_model(
     return loaded.eval(), processor
 
 
-def chosen_device(device: str) -> torch.device:
+def check_attention(attention: str) -> None:
+    """Refuse a name of attention that transformers does not know; one with a slash is a kernel's on the hub.
+
+    Raises:
+        FlowpruneError: it is none.
+    """
+    known = {"eager", *AttentionInterface().valid_keys()}
+    if attention.removeprefix("paged|") not in known and "/" not in attention:
+        raise FlowpruneError(
+            f"The attention {attention!r} is none of transformers': give eager, sdpa or flash_attention_2."
+        )
+
+
+def chosen_device(device: str, setting: str = "device") -> torch.device:
     """A torch device; ``auto`` is CUDA if there is one.
+
+    Args:
+        device: its name.
+        setting: that gives it.
 
     Raises:
         FlowpruneError: there is no such device here.
@@ -89,7 +119,7 @@ def chosen_device(device: str) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise FlowpruneError(
-            f"The device {device!r} is not here ({_first_line(error)}): set device to auto, cpu, or one that is."
+            f"The device {device!r} is not here ({_first_line(error)}): set {setting} to auto, cpu, or one that is."
         ) from error
 
 

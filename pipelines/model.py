@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 from multimodal import FlowpruneError, load_model
 from multimodal.config import TunedModel
 from multimodal.families import Modules, check_supported, modules_of
-from multimodal.loading import chosen_device
+from multimodal.loading import check_attention, chosen_device
 from multimodal.runtime.watch import Normalization
 from pipelines.settings import ModelSettings
 from search.digest import digest
@@ -40,7 +40,7 @@ class OpenedModel:
     @property
     def identity(self) -> str:
         """A digest of all that changes what the model sees and says, for caches."""
-        folders = [Path(name).expanduser() for name in (self.model.config._name_or_path, self.adapter) if name]
+        folders = [Path(name) for name in (self.model.config._name_or_path, self.adapter) if name]
         files = (file for folder in folders for file in folder.glob("*"))
         weights = (file for file in files if file.suffix in WEIGHTS or file.name.endswith(WEIGHTS_BESIDE))
         generation = getattr(self.model, "generation_config", None)
@@ -123,6 +123,7 @@ def build_random(settings: ModelSettings) -> PreTrainedModel:
     if model_type is None:
         raise FlowpruneError(f"model {settings.name} names no architecture: set model.architecture.model_type.")
     check_supported(model_type)
+    check_attention(settings.attention)
     dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
     config = AutoConfig.for_model(model_type, **architecture)
     with chosen_device(settings.device):

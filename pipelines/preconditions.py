@@ -18,7 +18,7 @@ def check_preconditions(workspace: Workspace) -> None:
     """
     settings = workspace.settings
     image = settings.generate.image
-    if "generate" in settings.stages and image is not None and not Path(image).expanduser().is_file():
+    if "generate" in settings.stages and image is not None and not Path(image).is_file():
         raise FlowpruneError(f"generate.image is {image}, which is no file: give the path of a picture.")
     if settings.data.source == "folder" and settings.data.path and set(ON_DATA) & set(settings.stages):
         read_folder(settings.data.path, settings.data.columns)

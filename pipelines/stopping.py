@@ -7,6 +7,10 @@ TERMINATED = (signal.SIGTERM,)
 OF_A_CLUSTER = (signal.SIGTERM, signal.SIGUSR2)  # cancelled; preempted, or out of time (submitit)
 
 
+class WorkersGoOn(KeyboardInterrupt):
+    """An interruption of the command that shows a search, and not of the search."""
+
+
 def stop_on(numbers: tuple[signal.Signals, ...]) -> None:
     """Take the first of these signals for an interruption, and no notice of further ones, of which Slurm sends some."""
 

@@ -1,19 +1,20 @@
 """The study's MLflow run: kept in step with the study, and given a stage's files."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import optuna
 from rich.markup import escape
 
 from multimodal import FlowpruneError, PruningConfig
-from pipelines.cluster.watching import WorkersGoOn
 from pipelines.commands import command
 from pipelines.console import console
 from pipelines.report_metrics import registry_figures, validated
+from pipelines.stopping import WorkersGoOn
 from pipelines.storage import named
+from pipelines.validation_report import validation_of
 from pipelines.workspace import Workspace
 from search.credentials import masked
 from search.tracking import (
@@ -35,8 +36,14 @@ def store_of(workspace: Workspace) -> str:
     """The address of the tracking store; a local one that was moved with its project finds its files again."""
     tracking = workspace.settings.tracking
     if tracking.artifacts is not None:
-        follow_moved(tracking.uri, Path(tracking.artifacts))
+        _follow_moved(tracking.uri, Path(tracking.artifacts).absolute())
     return tracking.uri
+
+
+@cache
+def _follow_moved(uri: str, artifacts: Path) -> None:
+    """Once a process, under which no project is moved."""
+    follow_moved(uri, artifacts)
 
 
 def check_tracking(workspace: Workspace) -> None:
@@ -85,10 +92,10 @@ def log_with_study(workspace: Workspace, metrics: Mapping[str, float], samples: 
         metrics: by name.
         samples: what they were measured on.
     """
-    study, budgets = workspace.known_study, workspace.settings.budget.budgets
+    study = workspace.known_study
     if study is None:
         return
-    budget = budgets[0] if workspace.settings.search.pareto and len(budgets) == 1 else None
+    budget = None if workspace.part is None else workspace.settings.budget.budgets[0]
     try:
         log_found(store_of(workspace), study, budget, metrics, samples)
     except FlowpruneError as error:
@@ -130,14 +137,10 @@ def register_with_study(workspace: Workspace, path: Path) -> None:
 
 def _figures(workspace: Workspace, path: Path) -> dict[str, float]:
     """What validate found of an exported config, and what it keeps."""
-    found = {}
-    if workspace.validation.exists():
-        report = json.loads(workspace.validation.read_text(encoding="utf-8"))
-        origin = PruningConfig.from_pretrained(path).provenance
-        same = ("study", "study_id", "trial", "data_digest")
-        if origin is not None and report["tuned"] and all(report["tuned"].get(n) == getattr(origin, n) for n in same):
-            found = registry_figures(validated(report)) | {"retention": report["contenders"]["tuned"]["retention"]}
-    return found
+    report = validation_of(workspace, PruningConfig.from_pretrained(path))
+    if report is None:
+        return {}
+    return registry_figures(validated(report)) | {"retention": report["contenders"]["tuned"]["retention"]}
 
 
 def say_how_to_compare(workspace: Workspace) -> None:

@@ -39,47 +39,46 @@ def join(workspace: Workspace, worker: int = 0) -> Search:
     Raises:
         FlowpruneError: bad settings, an unreachable storage, a study of other settings.
     """
-    storage = open_storage(workspace.settings.storage)
+    settings = workspace.settings
+    storage = open_storage(settings.storage)
     samples = workspace.samples("calibration")
     calibration = observed(workspace, samples, "calibration")
     opened = workspace.model
-    measure = measure_named(workspace.settings.search.objective, opened.modules)
-    objective = Objective(
-        opened.modules, calibration.samples, workspace.settings.search.batch_size, workspace.settings.seed, measure
-    )
+    measure = measure_named(settings.search.objective, opened.modules)
+    objective = Objective(opened.modules, calibration.samples, settings.search.batch_size, settings.seed, measure)
     latency = study_latency(workspace, opened, calibration, objective.workload)
-    space = make_space(workspace.settings, opened.modules.geometry, objective.workload, opened.normalization, latency)
+    space = make_space(settings, opened.modules.geometry, objective.workload, opened.normalization, latency)
     description = space.describe() | {
         "model": opened.tuned_for.model_dump(),
         "processor": opened.processing,
         "data": calibration.data_digest,
         "samples": len(calibration.samples),
-        "seed": workspace.settings.seed,
-        "sampler": workspace.settings.sampler,
-        "startup": workspace.settings.search.startup,
-        "early_stopping": workspace.settings.search.early_stopping,
+        "seed": settings.seed,
+        "sampler": settings.sampler,
+        "startup": settings.search.startup,
+        "early_stopping": settings.search.early_stopping,
     }
-    if workspace.settings.search.objective != "discrepancy":
-        description["objective"] = workspace.settings.search.objective
+    if settings.search.objective != "discrepancy":
+        description["objective"] = settings.search.objective
     if latency is not None:
         description["latency"] = latency.model_dump()
     study = open_study(
         storage,
-        workspace.settings.study,
+        settings.study,
         description,
-        workspace.settings.sampler,
-        workspace.settings.search.startup,
-        workspace.settings.seed,
-        workspace.settings.search.early_stopping,
+        settings.sampler,
+        settings.search.startup,
+        settings.seed,
+        settings.search.early_stopping,
         worker,
-        objectives=2 if workspace.settings.search.pareto else 1,
+        objectives=2 if settings.search.pareto else 1,
         guesses=space.guesses,
     )
     label_study(
         study,
-        model=workspace.settings.model.name,
-        data=workspace.settings.data.path or workspace.settings.data.source,
-        trials=workspace.settings.search.trials,
+        model=settings.model.name,
+        data=settings.data.path or settings.data.source,
+        trials=settings.search.trials,
     )
     return Search(study, space, objective, worker)
 

@@ -3,8 +3,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
+import alembic.util
 import engines
 import pytest
 import torch
@@ -29,6 +31,18 @@ def pytest_configure(config: pytest.Config) -> None:
         from support import Table
 
         config.pluginmanager.register(Table(path))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def migrations_read_once() -> Iterator[None]:
+    """Optuna's and MLflow's, which are read and compiled again with every database that is opened."""
+    read, kept = alembic.util.load_python_file, cache(alembic.util.load_python_file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "alembic.util.load_python_file",
+            lambda folder, name: (kept if Path(folder).name == "versions" else read)(folder, name),
+        )
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,6 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "hydra": "hydra-core",
     "lmms_eval": "lmms-eval",
-    "omegaconf": "hydra-core",
-    "sqlalchemy": "mlflow",
     "grpc": "grpcio",
     "prometheus_client": "prometheus-client",
 }
@@ -25,6 +23,7 @@ BROUGHT = {
     "tokenizers": "transformers",
     "tqdm": "transformers",
     "omegaconf": "hydra-core",
+    "sqlalchemy": "mlflow",
 }
 
 

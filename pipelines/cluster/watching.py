@@ -12,16 +12,13 @@ from pipelines.cluster.workers import Launched
 from pipelines.commands import command
 from pipelines.console import console, counted
 from pipelines.progress import study_progress
+from pipelines.stopping import WorkersGoOn
 from pipelines.workspace import Workspace
 from search.reaper import Reaper
 from search.study import done_trials
 
 STUDY_SECONDS, WORKERS_SECONDS = 0.5, 2.0  # between looks
 STOP_SECONDS = 30  # that workers have to put their trials back
-
-
-class WorkersGoOn(KeyboardInterrupt):
-    """An interruption of the command that shows a search, and not of the search."""
 
 
 def follow(workspace: Workspace, study: optuna.Study, own: Container[int] | None = None) -> None:

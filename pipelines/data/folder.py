@@ -1,7 +1,7 @@
 """A folder of pictures, videos and one list of questions about them: a .jsonl file, or a .json file with one list."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ def read_folder(path: str, columns: Columns) -> list[Sample]:
     Raises:
         FlowpruneError: names the file and line that is wrong.
     """
-    folder = Path(path).expanduser()
+    folder = Path(path)
     if not folder.is_dir():
         raise FlowpruneError(f"data.path {path} is not a folder: give one with image files and a .jsonl file.")
     lists = sorted([*folder.glob("*.jsonl"), *folder.glob("*.json")])
@@ -61,14 +61,3 @@ def _items(file: Path) -> Iterator[tuple[str, Any]]:
         raise FlowpruneError(f"{file} holds no list: write one list of objects with image and question.")
     for number, row in enumerate(rows, 1):
         yield f"{file} item {number}", row
-
-
-def write_folder(samples: Sequence[Sample], path: Path) -> None:
-    """Write samples of one picture each as such a folder."""
-    path.mkdir(parents=True, exist_ok=True)
-    with (path / "samples.jsonl").open("w", encoding="utf-8") as file:
-        for number, sample in enumerate(samples):
-            name = f"{number:05d}.png"
-            sample.image.save(path / name)
-            row = {"image": name, "question": sample.question, "answer": sample.answer, "kind": sample.kind}
-            file.write(json.dumps({key: value for key, value in row.items() if value is not None}) + "\n")

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from multimodal import FlowpruneError
-from pipelines.settings.group import Group
+from pipelines.settings.group import Group, PathText
 
 ASKED_OTHERWISE = {
     "add_generation_prompt",
@@ -35,7 +35,7 @@ class DataSettings(Group):
     """conf/data."""
 
     source: Literal["scenes", "photos", "folder", "datasets"]
-    path: str | None
+    path: PathText | None
     calibration: int = Field(ge=1)
     heldout: int = Field(ge=1)
     split: str

@@ -42,7 +42,8 @@ def check(workspace: Workspace) -> None:
         )
     if workspace.settings.compare.tuned:
         search.check_services(workspace)
-    check_tracking(workspace)
+    else:
+        check_tracking(workspace)
 
 
 def run(workspace: Workspace) -> Comparison:

@@ -1,12 +1,12 @@
 """Stage export: write the tuned config as one file that needs nothing but the model."""
 
-import json
 from pathlib import Path
 
 from multimodal import FlowpruneError, PruningConfig, prune
 from pipelines.console import console
 from pipelines.targets import check_target, write_target
 from pipelines.tracking import keep_with_study, register_with_study, say_how_to_compare, store_of
+from pipelines.validation_report import validation_of
 from pipelines.workspace import Workspace
 from search.tracking import config_of_run, config_registered
 from search.tuned import check_tuned
@@ -44,7 +44,7 @@ def _export(workspace: Workspace) -> Path:
     tuned = PruningConfig.from_pretrained(workspace.tuned)
     if (study := workspace.known_study) is not None:
         check_tuned(study, tuned, workspace.tuned)
-    config = _with_heldout(tuned, workspace.validation)
+    config = _with_heldout(workspace, tuned)
     path = config.save_pretrained(workspace.folder)
     with prune(workspace.model.model, PruningConfig.from_pretrained(path)):
         pass
@@ -55,16 +55,13 @@ def _export(workspace: Workspace) -> Path:
     return path
 
 
-def _with_heldout(config: PruningConfig, report: Path) -> PruningConfig:
+def _with_heldout(workspace: Workspace, config: PruningConfig) -> PruningConfig:
     """The config with its discrepancy on held-out samples, where validate has measured this very config's."""
-    origin = config.provenance
-    if origin is None or not report.exists():
+    report, origin = validation_of(workspace, config), config.provenance
+    if report is None or origin is None:
         return config
-    found = json.loads(report.read_text(encoding="utf-8"))
-    if found["tuned"] != origin.model_dump(mode="json"):
-        return config
-    discrepancy = found["contenders"]["tuned"]["discrepancy"]
-    measured = {"heldout_discrepancy": discrepancy, "heldout_digest": found["data_digest"]}
+    discrepancy = report["contenders"]["tuned"]["discrepancy"]
+    measured = {"heldout_discrepancy": discrepancy, "heldout_digest": report["data_digest"]}
     return config.model_copy(update={"provenance": origin.model_copy(update=measured)})
 
 

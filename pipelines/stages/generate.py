@@ -55,7 +55,7 @@ def run(workspace: Workspace) -> dict[str, str]:
 def _sample(workspace: Workspace) -> Sample:
     asked, data = workspace.settings.generate, workspace.settings.data
     if asked.image is not None:
-        picture = stored(Path(asked.image).expanduser(), "generate.image")
+        picture = stored(Path(asked.image), "generate.image")
         picture.check()
         return _about([picture], asked.question or "What is in the picture?", "generate.image", data)
     [first] = workspace.samples("heldout", 1)

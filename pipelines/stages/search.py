@@ -24,7 +24,7 @@ def run(workspace: Workspace) -> optuna.Study:
     Raises:
         FlowpruneError: bad settings, an unreachable storage or tracking store, a study of other settings.
     """
-    check(workspace)
+    check_services(workspace)
     search = join(workspace)
     study, target = search.study, workspace.settings.search.trials
     check_own(workspace, study)

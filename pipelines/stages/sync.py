@@ -18,6 +18,7 @@ from pipelines.tracking import (
     samples_of,
     study_runs,
 )
+from pipelines.validation_report import read_validation
 from pipelines.workspace import Workspace
 from search.snapshot import restore_study
 from search.study import best_trials
@@ -53,8 +54,7 @@ def _keep_all(workspace: Workspace, study: optuna.Study) -> None:
     keep_with_study(workspace, [*write_results(workspace, study), *_existing(workspace.composed)])
     log_calibration(workspace, study)
     for part in workspace.each_budget():
-        if part.validation.exists():
-            report = json.loads(part.validation.read_text(encoding="utf-8"))
+        if (report := read_validation(part)) is not None:
             samples = samples_of(part, "heldout", report["data_digest"], report["samples"])
             log_with_study(part, validated(report), samples)
         if part.benchmark.exists():

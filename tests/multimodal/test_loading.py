@@ -104,6 +104,9 @@ def test_a_broken_checkpoint_is_one_sentence(broken, said, tmp_path):
     [
         ({"device": "gpu"}, "The device 'gpu' is not here"),
         ({"device": "cuda:99"}, "The device 'cuda:99' is not here"),
+        ({"device_map": "spread"}, "The device 'spread' is not here.*set device_map to auto"),
+        ({"attention": "fast"}, "The attention 'fast' is none.*give eager, sdpa"),
+        ({"dtype": "floaty"}, "The dtype 'floaty' is none.*give auto, float32"),
         ({"adapter": "/no/where"}, "needs peft: pip install peft|No adapter could be read"),
         (
             {"quantization": "bnb-4bit"},

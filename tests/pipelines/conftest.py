@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra._internal.hydra import Hydra
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from pipelines.__main__ import main
@@ -58,6 +60,7 @@ def flowprune(tmp_path, model_path, empty_store, monkeypatch, capsys):
         if store.startswith("sqlite:///") and database.parent.exists() and not database.exists():
             shutil.copy(empty_store, database)
         monkeypatch.setattr(sys, "argv", ["flowprune", *arguments, *overrides])
+        monkeypatch.setattr(Hydra, "get_mode", lambda *_, **named: RunMode.RUN)  # else it composes all twice
         capsys.readouterr()
         on_terminate = signal.getsignal(signal.SIGTERM)
         try:
@@ -77,6 +80,12 @@ def flowprune(tmp_path, model_path, empty_store, monkeypatch, capsys):
 @pytest.fixture
 def in_postgres(postgres) -> list[str]:
     return ["storage=postgres", *(f"storage.{name}={value}" for name, value in postgres.settings.items())]
+
+
+@pytest.fixture
+def unrendered(monkeypatch) -> None:
+    """Pictures are drawn and not rendered, which takes nearly all of their time; test_main_job.py has rendered ones."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: Path(path).touch())
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import math
 import os
 import shutil
-import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,12 +13,13 @@ from launched_searches import QUICK, check_slots, interrupted_cancelled_and_fini
 from mlflow.tracking import MlflowClient
 
 from multimodal import FlowpruneError
+from pipelines import worker
 from pipelines.cluster import slurm as slurm_cluster
 from pipelines.settings import SlurmCluster
 from search.reaper import HERE
 from search.storages import journal_storage
 
-pytestmark = pytest.mark.usefixtures("workers_find_us")
+pytestmark = pytest.mark.usefixtures("workers_find_us", "unrendered")
 
 
 @pytest.mark.parametrize(
@@ -97,14 +97,28 @@ def test_workers_of_this_host(flowprune, tmp_path):
 
 
 def test_a_workers_own_failure_is_said_where_it_was_launched(flowprune, tmp_path, model_path, monkeypatch):
-    model, python = tmp_path / "model", tmp_path / "python"
+    """On a node without the model, whose worker runs here, and what it says there."""
+    model, python, said = tmp_path / "model", tmp_path / "python", tmp_path / "said"
     shutil.copytree(model_path, model)
-    python.write_text(f'#!/bin/sh\nmv {model} {model}.gone\nexec {sys.executable} "$@"\n')  # a node without the model
+    python.write_text(f"#!/bin/sh\ncat {said}\nexit 1\n")
     python.chmod(0o755)
+    said.touch()
     monkeypatch.setattr("pipelines.cluster.local.sys.executable", str(python))
-    journal = ["storage=journal", f"storage.path={tmp_path}/studies.journal"]
-    code, printed = flowprune(*QUICK, *journal, "cluster=local", "cluster.workers=1", f"model.path={model}")
-    assert code == 2 and f"worker 0 failed: The model {model} does not exist" in words(printed), printed
+    command = [*QUICK, "storage=journal", f"storage.path={tmp_path}/studies.journal", f"model.path={model}"]
+    command += ["cluster=local", "cluster.workers=1"]
+    code, printed = flowprune(*command)
+    assert code == 2 and "it ended without a word, perhaps killed or out of memory; its log is empty" in words(printed)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr("pipelines.model._opened", {})
+        patch.setattr("pipelines.worker.stop_on", lambda numbers: None)
+        patch.setattr("sys.argv", ["worker", str(tmp_path / "run" / "workers" / "settings.json"), "0"])
+        model.rename(tmp_path / "gone")
+        worker.main()
+    said.write_text(stop.value.code)
+    (tmp_path / "gone").rename(model)
+    code, printed = flowprune(*command)
+    assert code == 2 and f"worker 1 failed: The model {model} does not exist" in words(printed), printed
     assert "No worker is left and 0 of 4 trials are done" in words(printed)
 
 

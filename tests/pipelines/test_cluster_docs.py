@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["experiment=smoke", "search.sampler=random", "search.trials=4", "search.batch_size=3", "budget.retention=0.2"]
+ONE_WORKER = ["cluster.workers=1"]  # each start takes long; test_cluster.py has several
 
 
 def commands(text: str) -> list[str]:
@@ -18,6 +19,7 @@ def commands(text: str) -> list[str]:
     return [line for block in blocks for line in block.splitlines()]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_every_command_runs(flowprune, slurm, postgres, proxy, mlflow_server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PGPASSWORD")  # the page says ~/.pgpass
@@ -58,9 +60,10 @@ def run(command: str, flowprune, monkeypatch: pytest.MonkeyPatch) -> str:
     elif program == "flowprune" and arguments[-1] == "&":  # so does the fixture
         assert arguments[:2] == ["stages=[proxy]", "storage=postgres"]
     elif program == "flowprune":
-        more = ["cluster.cpus=1", "cluster.hours=0.5"] if "cluster=slurm" in arguments else []
+        more = ONE_WORKER if {"cluster=slurm", "cluster=local"} & set(arguments) else []
+        more = [*more, "cluster.cpus=1", "cluster.hours=0.5"] if "cluster=slurm" in arguments else more
         if "storage=grpc" in arguments:  # the fixture's proxy has a database of its own
-            more += ["search.trials=6", "study=proxied"]
+            more = [*more, "search.trials=6", "study=proxied"]
         named = {argument.split("=")[0] for argument in SMALL}
         kept = [argument for argument in arguments if argument.split("=")[0] not in named]
         bare = ["tracking.uri", "tracking.artifacts"] if "tracking=server" in arguments else []

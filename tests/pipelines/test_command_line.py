@@ -41,9 +41,11 @@ def settings_of(*arguments):
 
 def test_the_home_folder_is_meant(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    settings = settings_of("model.path=~/model", "output=~/runs", "storage.path=~", "extensions=[~/my.py]")
-    found = [settings.model.path, settings.output, settings.storage.path, *settings.extensions]
-    assert found == [f"{tmp_path}/model", f"{tmp_path}/runs", str(tmp_path), f"{tmp_path}/my.py"]
+    settings = settings_of(
+        "model.path=~/model", "output=~/runs", "storage.path=~", "extensions=[~/my.py]", "data.path=~/data"
+    )
+    found = [settings.model.path, settings.output, settings.storage.path, *settings.extensions, settings.data.path]
+    assert found == [f"{tmp_path}/model", f"{tmp_path}/runs", str(tmp_path), f"{tmp_path}/my.py", f"{tmp_path}/data"]
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,7 @@ def test_what_serving_costs(flowprune, tmp_path, monkeypatch):
     assert "Of what can be served, divprune servable is the most accurate" in said
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_search_of_ones_own_method(flowprune, tmp_path, own_method):
     code, printed = flowprune(
         "experiment=smoke", f"extensions=[{own_method}]", "method=custom", "method.name=from_the_left",

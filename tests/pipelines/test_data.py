@@ -7,10 +7,11 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
+from written_folder import write_folder
 
 from multimodal import FlowpruneError
 from pipelines.data import Sample, data_digest, load_samples
-from pipelines.data.folder import read_folder, write_folder
+from pipelines.data.folder import read_folder
 from pipelines.data.scenes import scenes
 from pipelines.settings import Columns, DataSettings
 

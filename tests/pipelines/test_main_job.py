@@ -9,11 +9,11 @@ import optuna
 import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
+from written_folder import write_folder
 
 import pipelines.latency
 from multimodal import PruningConfig, load_model, prune
 from pipelines.data import Sample
-from pipelines.data.folder import write_folder
 from pipelines.data.scenes import scenes
 from search.study import best_trial, outcome
 
@@ -139,6 +139,7 @@ def test_the_exported_file_prunes_a_fresh_model(shared, model_path):
     assert report.retention == pytest.approx(config.budget.met)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_same_command_again_adds_nothing(in_shared, shared):
     before = [(trial.number, trial.params, trial.value) for trial in study_of(shared).get_trials()]
     exported = (shared / "run" / "pruning.json").read_bytes()
@@ -151,6 +152,7 @@ def test_the_same_command_again_adds_nothing(in_shared, shared):
     assert {path: path.stat().st_mtime_ns for path in (shared / "cache").rglob("*.safetensors")} == cached
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_more_trials_go_on_with_the_study(in_shared, shared):
     code, printed = in_shared("stages=[search]", "search.trials=6")
     assert code == 0, printed
@@ -165,6 +167,7 @@ def test_more_trials_go_on_with_the_study(in_shared, shared):
         assert code == 0 and (origin.heldout_discrepancy is not None) == known, printed
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_sync_fills_an_emptied_store_and_then_changes_nothing(in_shared, shared):
     client, trials = MlflowClient(f"sqlite:///{shared}/mlflow.db"), study_of(shared).get_trials()
     before, kept = artifacts_of(shared), artifacts_of(shared, "overlays")
@@ -231,6 +234,13 @@ def test_a_corrupt_config_is_refused(stage, change, message, in_shared, shared):
     assert code == 2 and "Traceback" not in printed and message in " ".join(printed.split())
 
 
+def test_a_missing_model_is_one_sentence(flowprune):
+    code, printed = flowprune("stages=[calibrate]", "experiment=smoke", "model.path=/nowhere/at/all")
+    said = " ".join(printed.split())
+    assert code == 2 and "error: The model /nowhere/at/all does not exist: give 'tiny', 'dino', a local folder" in said
+    assert "Traceback" not in printed
+
+
 def test_several_budgets_in_one_study(flowprune, tmp_path):
     front = ("experiment=smoke", "search=pareto", "search.batch_size=3", "search.trials=6", "data.heldout=4")
     code, printed = flowprune(*front, "budget.retention=[0.5,0.2]")
@@ -258,6 +268,7 @@ def test_several_budgets_in_one_study(flowprune, tmp_path):
     assert code == 2 and "retention-0.3 holds no tuned config" in " ".join(printed.split())
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_budget_in_milliseconds(flowprune, tmp_path, monkeypatch):
     on_budget = ("experiment=smoke", "search.batch_size=3", "budget=latency_ms")
     assert flowprune(*on_budget, "budget.latency_ms=0.001", "stages=[search]")[0] == 2

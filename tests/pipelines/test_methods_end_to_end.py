@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("unrendered")
 SMOKE = ("experiment=smoke", "search.batch_size=3", "budget.retention=0.3")
 
 

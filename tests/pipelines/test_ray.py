@@ -14,7 +14,7 @@ from launched_searches import QUICK, complete, interrupted_cancelled_and_finishe
 from optuna.trial import TrialState
 
 PAGE = Path(__file__).parents[2] / "docs" / "cluster.md"
-pytestmark = pytest.mark.usefixtures("workers_find_us")
+pytestmark = pytest.mark.usefixtures("workers_find_us", "unrendered")
 
 
 @pytest.fixture

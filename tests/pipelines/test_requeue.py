@@ -8,7 +8,7 @@ import pytest
 from launched_searches import QUICK, check_slots, complete, launched, load_study
 from optuna.trial import TrialState
 
-pytestmark = pytest.mark.usefixtures("workers_find_us")
+pytestmark = pytest.mark.usefixtures("workers_find_us", "unrendered")
 TRIALS = 40
 SMALL = ["cluster.workers=1", "cluster.gpus=0", "cluster.cpus=1", "cluster.hours=0.5", f"search.trials={TRIALS}"]
 

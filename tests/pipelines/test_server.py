@@ -10,6 +10,7 @@ from mlflow.tracking import MlflowClient
 from multimodal import PruningConfig
 
 SECRET = "pa55-w0rd"
+pytestmark = pytest.mark.usefixtures("unrendered")
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,11 @@
 """Wrong settings, through the real command line: exit code 2 and one sentence, before any work."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 import pipelines.model
 from pipelines.settings import BudgetSettings
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -107,16 +101,3 @@ def test_an_unreachable_server_is_said_before_a_model_is_loaded(stages, flowprun
     code, printed = flowprune(f"stages={stages}", "tracking=server", "tracking.uri=http://127.0.0.1:9")
     assert code == 2 and "Traceback" not in printed
     assert "No MLflow tracking store answers at http://127.0.0.1:9" in " ".join(printed.split())
-
-
-def test_a_missing_model_folder_from_a_shell(tmp_path):
-    """The real program: nothing but the sentence, and the exit code of a user's mistake."""
-    arguments = ["model=path", "model.path=/nowhere/at/all", f"output={tmp_path}/run", f"cache={tmp_path}/cache"]
-    arguments += [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "stages=[calibrate]", "experiment=smoke"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "400"}
-    found = subprocess.run(
-        [sys.executable, "-m", "pipelines", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert found.returncode == 2 and "Traceback" not in found.stdout + found.stderr
-    assert "error: The model /nowhere/at/all does not exist" in found.stdout
-    assert "give 'tiny', 'dino', a local folder or a hub id." in " ".join(found.stdout.split())

@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 
 from search.objective import Objective
 
+pytestmark = pytest.mark.usefixtures("unrendered")
 QUICK = ("stages=[search]", "experiment=smoke", "search.batch_size=3", "budget.retention=0.2", "search.sampler=random")
 
 

@@ -1,15 +1,11 @@
-import os
+import multiprocessing
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import optuna
 import pytest
-
-ROOT = Path(__file__).parents[2]
+from stand_ins import wait_to_be_killed
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -28,16 +24,14 @@ def folder(tmp_path, empty_store) -> Path:
 def killed_once(tmp_path_factory, empty_store) -> Path:
     folder = tmp_path_factory.mktemp("killed")
     shutil.copy(empty_store, folder / "mlflow.db")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    program = [sys.executable, str(Path(__file__).with_name("stand_ins.py")), str(folder)]
-    with (folder / "log").open("w") as log:
-        worker = subprocess.Popen(program, env=environment, stdout=log, stderr=log)
+    worker = multiprocessing.get_context("fork").Process(target=wait_to_be_killed, args=(folder,))
+    worker.start()
     deadline = time.monotonic() + 120
     while not (folder / "waiting").exists():
-        assert worker.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
+        assert worker.is_alive() and time.monotonic() < deadline
         time.sleep(0.05)
-    worker.send_signal(signal.SIGKILL)
-    worker.wait()
+    worker.kill()
+    worker.join()
     return folder
 
 

@@ -1,10 +1,6 @@
-"""A search that takes no time: an objective that is a formula, and a worker process that waits to be killed.
-
-Run as a program with a folder: starts a worker there whose third trial never ends.
-"""
+"""A search that takes no time: an objective that is a formula, and a worker that waits to be killed."""
 
 import random
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -104,16 +100,16 @@ def reap(study: optuna.Study, trials: int) -> list[int]:
     return Reaper(study, trials).reap(study.get_trials())
 
 
-if __name__ == "__main__":
-    where = Path(sys.argv[1])
+def wait_to_be_killed(folder: Path) -> None:
+    """Work on a study in that folder, whose third trial never ends; ``waiting`` is there when that is logged."""
+    store = open_store(f"sqlite:///{folder}/mlflow.db")
 
     def wait(number: int) -> None:
         if number == 2:
             while not store.search_runs(["1"], "tags.trial = '2'"):  # the tracker's thread logs it
                 time.sleep(0.05)
-            (where / "waiting").touch()
+            (folder / "waiting").touch()
             time.sleep(600)
 
-    store = open_store(f"sqlite:///{where}/mlflow.db")
-    its_study = make_study(where, early_stopping=False)
-    work(its_study, 4, StandIn(during=wait), make_tracker(where, its_study))
+    study = make_study(folder, early_stopping=False)
+    work(study, 4, StandIn(during=wait), make_tracker(folder, study))

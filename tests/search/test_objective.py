@@ -65,10 +65,15 @@ def last_state(model, inputs: dict) -> np.ndarray:
     return seen[0][0, -1].double().numpy()
 
 
+@cache
+def full_states(name: str, attention: str) -> list[np.ndarray]:
+    """Of the unpruned model, from pixels."""
+    return [last_state(tiny(name, attention), inputs) for inputs in inputs_of(name, attention)]
+
+
 def slow_discrepancies(name: str, attention: str, chosen: PruningConfig) -> list[float]:
     model, found = tiny(name, attention), []
-    for inputs in inputs_of(name, attention):
-        full = last_state(model, inputs)
+    for inputs, full in zip(inputs_of(name, attention), full_states(name, attention), strict=True):
         with prune(model, chosen):
             pruned = last_state(model, inputs)
         found.append(1 - full @ pruned / np.linalg.norm(full) / np.linalg.norm(pruned))
