@@ -24,7 +24,7 @@ def with_server(shared, flowprune, mlflow_server):
         uri = f"http://someone:{SECRET}@{mlflow_server.host}"
         named = {override.split("=")[0] for override in overrides}
         base = ["experiment=smoke", "search.batch_size=3", "budget.retention=0.2", "tracking=server"]
-        base += [f"tracking.uri={uri}", "tracking.artifacts=null", "tracking.experiment=small"]
+        base += [f"tracking.uri={uri}", "tracking.artifacts=null", "tracking.experiment=small", "model.name=served"]
         base += [f"output={shared}/run", f"cache={shared}/cache", f"storage.path={shared}/studies.db"]
         return flowprune(*(each for each in base if each.split("=")[0] not in named), *overrides)
 
@@ -34,7 +34,7 @@ def with_server(shared, flowprune, mlflow_server):
 def test_nothing_kept_or_printed_contains_a_password(with_server, shared, mlflow_server):
     code, printed = with_server()
     assert code == 0, printed
-    assert "registered: flowprune-small-retention-0.2/1 (champion)" in " ".join(printed.split())
+    assert "registered: flowprune-served-retention-0.2/1 (champion)" in " ".join(printed.split())
     assert SECRET not in printed
     places = [shared / "studies.db", *mlflow_server.folder.rglob("*"), *(shared / "run").glob("*")]
     files = [path for path in places if path.is_file() and path.name != "server.log"]
@@ -50,7 +50,7 @@ def test_a_config_is_fetched_on_another_machine(with_server, shared, mlflow_serv
     experiment = client.get_experiment_by_name("small").experiment_id
     [parent] = client.search_runs([experiment], "tags.kind = 'study'")
     elsewhere = (f"output={tmp_path}/other", f"storage.path={tmp_path}/none.db", "model.path=/not/here")
-    for origin in (f"run_id={parent.info.run_id}", "registered=flowprune-small-retention-0.2"):
+    for origin in (f"run_id={parent.info.run_id}", "registered=flowprune-served-retention-0.2"):
         code, printed = with_server("stages=[export]", origin, *elsewhere)
         assert code == 0, printed
         assert PruningConfig.from_pretrained(tmp_path / "other") == own
@@ -62,7 +62,7 @@ def test_a_config_is_fetched_on_another_machine(with_server, shared, mlflow_serv
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["registered=nope"], r"registered=nope is not in the registry, which has flowprune-small-retention-0.2"),
+        (["registered=nope"], r"registered=nope is not in the registry, which has flowprune-served-retention-0.2"),
         (["run_id=nope"], r"knows no flowprune run 'nope': copy its id"),
         (["run_id=x", "registered=y"], r"run_id and registered are both given: give one of them"),
         (["run_id=" + "0" * 32, "tracking.uri=http://127.0.0.1:9"], r"No MLflow tracking store answers at http"),
