@@ -53,6 +53,7 @@ class Endpoint:
         self._metrics, self._key = metrics, key
         self._default = settings.default or next(iter(configs), UNPRUNED)
         self._images = Images(settings)
+        self._being_read = 0
         self._worker = Worker(engine.run, engine.key, settings.queue, settings.batch_size, metrics)
 
     def app(self) -> FastAPI:
@@ -91,8 +92,7 @@ class Endpoint:
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._settings.timeout):
-                body = await self._read(http)
-                job = await self._job(body)
+                job = await self._read(http)
                 self._worker.submit(job)
                 return await (self._streamed if job.request.stream else self._whole)(http, job, began)
         except RefusalError as error:
@@ -147,7 +147,17 @@ class Endpoint:
             time.monotonic() - began,
         )
 
-    async def _read(self, http: Request) -> bytes:
+    async def _read(self, http: Request) -> Job:
+        """A request with its images; as many are read at once as may wait."""
+        if self._being_read >= self._settings.queue:
+            raise RefusalError(429, f"{self._settings.queue} requests are being read: try again in a moment.")
+        self._being_read += 1
+        try:
+            return await self._job(await self._body(http))
+        finally:
+            self._being_read -= 1
+
+    async def _body(self, http: Request) -> bytes:
         most = self._settings.request_mib * MIB
         data = bytearray()
         async for chunk in http.stream():

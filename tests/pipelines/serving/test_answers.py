@@ -1,8 +1,13 @@
 """Answers over HTTP are those of generate() in a prune block, whichever engine and however many clients."""
 
+import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+from conftest import ROOT, data_url, png
 
 from multimodal.plan import kept_count
 from pipelines.prompts import build_inputs
@@ -78,8 +83,6 @@ def test_an_engine_reads_as_many_tokens_as_planned(behind, stand_in, shown, open
 
 def test_several_turns_and_several_images(alone, behind, shown):
     """Both engines read a longer conversation alike; the tiny model has learnt none."""
-    from conftest import data_url, png
-
     messages = [
         {"role": "system", "content": "Answer with one word."},
         {"role": "user", "content": [*_image(data_url(png(shown[0]))), {"type": "text", "text": shown[0].question}]},
@@ -95,6 +98,23 @@ def test_several_turns_and_several_images(alone, behind, shown):
     first, second = (each.choices[0].message.content.strip() for each in found)
     assert first == second and found[0].usage.prompt_tokens == found[1].usage.prompt_tokens
     assert found[0].usage.prompt_tokens_details.visual_tokens == 512
+
+
+def test_the_documented_client_runs(alone, shown, expected, tmp_path, monkeypatch, capsys):
+    [code] = re.findall(r"```py\n(.*?)```", (ROOT / "docs/serving.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("scene.png").write_bytes(png(shown[0]))
+    code = code.replace("http://127.0.0.1:8000", alone.url).replace("What colour is the circle?", shown[0].question)
+    exec(code, {})
+    answer, tokens = capsys.readouterr().out.split()[:2]
+    assert answer == expected["tenth"][0] and tokens == str(alone.ask(shown[0], "tenth").usage.prompt_tokens)
+
+
+def test_an_image_that_only_serves_needs_no_optuna_or_mlflow():
+    blocked = ("optuna", "mlflow", "datasets", "matplotlib", "scipy", "sqlalchemy")
+    code = f"import sys; sys.modules |= dict.fromkeys({blocked}); import pipelines.__main__, pipelines.stages.serve"
+    code += "; from pipelines.console import quieten_libraries; quieten_libraries()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def _image(url: str) -> list[dict]:

@@ -218,6 +218,24 @@ def test_a_full_queue_refuses_at_once_and_late_answers_are_given_up(slow, shown)
     assert engine.ran == [1, 1]  # nobody waited for the two
 
 
+def test_no_more_requests_are_read_at_once_than_may_wait(slow):
+    endpoint, _ = slow
+    host, port = endpoint.url.removeprefix("http://").split(":")
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: here\r\ncontent-length: 99\r\n\r\n".encode()
+    slow_ones = [socket.create_connection((host, int(port))) for _ in range(2)]
+    for connection in slow_ones:
+        connection.sendall(head)  # and nothing more
+    time.sleep(0.3)
+    assert refusal(endpoint.url, messages=about("What?"))[:2] == (
+        429,
+        "2 requests are being read: try again in a moment.",
+    )
+    for connection in slow_ones:
+        connection.close()
+    time.sleep(0.3)
+    assert refusal(endpoint.url, messages=about("What?"), n=2)[0] == 400  # it is read again
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_is_not_computed_for(slow, shown, stream):
     endpoint, engine = slow
