@@ -26,7 +26,7 @@ class Row:
         over_other: accuracy minus that of the best other contender at the budget.
         over_unrestricted: of a servable one, accuracy minus what its method, tuned without an engine's limits, has at
             equal time to the first token (:func:`pipelines.comparison.equal_time.at_equal_time`); None of all others.
-        unrestricted_milliseconds: that time.
+        unrestricted_milliseconds: that time; more than its own where none of those is as fast: the fastest's.
         best_share: share of resamples in which it is the best at its budget.
         trials: of its search; None without one.
         remark: what a reader must know.
