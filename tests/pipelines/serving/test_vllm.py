@@ -7,11 +7,14 @@ import json
 import os
 import re
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, SHORT, TINY, VFLOWOPT, Served, about, data_url, served
 from transformers import (
     AutoTokenizer,
     CLIPVisionConfig,
@@ -41,9 +44,19 @@ from transformers import (
 from multimodal import PruningConfig, prune
 from multimodal.families import geometry_of
 from multimodal.serving.handover import hand_over
-from multimodal.serving.vllm_arguments import hf_overrides
+from multimodal.serving.vllm_arguments import hf_overrides, vllm_arguments
 from multimodal.serving.vllm_images import vllm_image
+from pipelines.data import Sample
+from pipelines.data.pictures import drawn
+from pipelines.data.sample import Turn
 from pipelines.data.scenes import scenes
+from pipelines.model import open_model
+from pipelines.prompts import build_inputs, greedy_answers
+from pipelines.serving.front_end import open_front_end
+from pipelines.serving.metrics import Metrics
+from pipelines.serving.vllm_engine import VllmEngine
+from pipelines.serving.vllm_process import VllmProcess
+from pipelines.settings import ModelSettings
 
 PYTHON = Path(os.environ.get("FLOWPRUNE_VLLM", ROOT / ".vllm/bin/python"))
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="no vLLM here: make vllm")
@@ -174,6 +187,65 @@ def test_every_family_of_the_plugin_keeps_its_positions(family, tmp_path):
     found = _run(tmp_path, hf_overrides(model.config), *(["video"] if family != "llava_next" else []))
     assert [length for _, length in found] == [each["length"] for each in prompts]
     assert [tokens for tokens, _ in found] == expected
+
+
+QWEN_CHAT = (
+    "{% for message in messages %}user {% for part in message['content'] %}{% if part['type'] == 'text' %}"
+    "{{ part['text'] }} {% else %}<|vision_start|><|image_pad|><|vision_end|>{% endif %}{% endfor %}{% endfor %}"
+    "assistant :"
+)
+
+
+def test_a_vllm_of_its_own_over_http(tmp_path):
+    """Several images of several sizes a request, of a family whose images vLLM counts by a grid."""
+    torch.manual_seed(0)
+    model, processor = BUILT["qwen2_5_vl"]()
+    model.config.architectures, processor.chat_template = [type(model).__name__], QWEN_CHAT
+    model.eval().save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    settings = TINY | {"name": "qwen", "path": str(tmp_path / "model"), "dtype": "float32", "device": "cpu"}
+    opened = open_model(ModelSettings.model_validate(settings))
+    mean, std = opened.normalization
+    config = PruningConfig(method=VFLOWOPT, schedule=[{"layer": 0, "keep_ratio": 0.3}], image_mean=mean, image_std=std)
+    samples = []
+    for number, sample in enumerate(scenes("test", 6)):
+        picture = sample.pictures[0].shown()
+        pictures = [drawn(picture.resize((100 + 20 * number, 90))), drawn(picture.resize((70, 120)))][: 1 + number % 2]
+        samples.append(Sample((Turn("user", (*pictures, sample.question)),)))
+    with prune(opened.model, config):
+        expected = [greedy_answers(opened, build_inputs(opened, [sample]), SHORT)[0] for sample in samples]
+
+    front_end = open_front_end(ModelSettings.model_validate(settings | {"revision": "main"}))  # not the one above
+    assert all(weight.is_meta for weight in front_end.modules.text_layers.parameters())
+    flags = ["--enforce-eager", "--max-model-len", "512", "--dtype", "float32", "--skip-mm-profiling"]
+    arguments = [*vllm_arguments(opened.model.config), *flags, "--generation-config", "vllm"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        process = VllmProcess(str(PYTHON), str(tmp_path / "model"), "tiny", arguments, tmp_path / "vllm.log")
+        try:
+            process.wait(600)
+
+            def make(metrics: Metrics) -> VllmEngine:
+                return VllmEngine(front_end, {"third": config}, process.url, metrics, "tiny", 60)
+
+            with served(make, ["third"]) as endpoint, ThreadPoolExecutor(6) as pool:
+                found = list(pool.map(partial(_answer, endpoint), samples))
+        finally:
+            process.close()
+    assert found == expected
+
+
+def _answer(endpoint: Served, sample: Sample) -> str:
+    urls = []
+    for picture in sample.pictures:
+        buffer = BytesIO()
+        picture.shown().save(buffer, "PNG")
+        urls.append(data_url(buffer.getvalue()))
+    messages = about(sample.question, *urls)
+    given = {"temperature": 0, "max_tokens": SHORT}
+    answer = endpoint.client().chat.completions.create(model="tiny", messages=messages, **given)
+    return answer.choices[0].message.content.strip()
 
 
 def _rename_tower(folder: Path) -> None:
