@@ -17,16 +17,11 @@ from optuna.trial import TrialState
 from stand_ins import SETTINGS, StandIn, make_study, reap, work
 
 from multimodal import FlowpruneError
+from search.digest import digest
 from search.queue import claim
 from search.reaper import HERE
 from search.storages import journal_storage, sqlite_storage
-from search.study import (
-    best_trial,
-    digest,
-    done_trials,
-    open_study,
-    stopped_early,
-)
+from search.study import best_trial, done_trials, open_study, stopped_early
 from search.worker import interruptible
 
 ROOT = Path(__file__).parents[2]

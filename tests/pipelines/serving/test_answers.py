@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, data_url, png
+from endpoints import ROOT, data_url, png
 
 from multimodal.plan import kept_count
 from pipelines.prompts import build_inputs

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SHORT, TINY, VFLOWOPT, Served, about, data_url, served
+from endpoints import ROOT, SHORT, TINY, VFLOWOPT, Served, about, data_url, served
 from transformers import (
     AutoTokenizer,
     CLIPVisionConfig,

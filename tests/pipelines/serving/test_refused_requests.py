@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import httpx2
 import openai
 import pytest
-from conftest import SHORT, about, data_url, on_a_port, png, served
+from endpoints import SHORT, about, data_url, on_a_port, png, served
 
 from multimodal import FlowpruneError
 from pipelines.serving.transformers_engine import TransformersEngine
