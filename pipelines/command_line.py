@@ -23,12 +23,13 @@ PATHS = (
 
 
 def spelt_out(arguments: list[str]) -> list[str]:
-    """The command line as Hydra wants it: ``stages=[…]`` for a stage's name in front, free text and paths in quotes,
+    """The command line as Hydra wants it: ``stages=[…]`` for names of stages, free text and paths in quotes,
     ``++`` before keys of groups that hold any key, a budget's own file, and the home folder for ``~``, which shells
     leave after an equals sign.
     """
-    if arguments and arguments[0] in get_args(Stage):
-        arguments = [f"stages=[{arguments[0]}]", *arguments[1:]]
+    if stages := [argument for argument in arguments if argument in get_args(Stage)]:
+        rest = [argument for argument in arguments if argument not in stages]
+        arguments = [*rest, f"stages=[{','.join(stages)}]"]
     arguments = [_at_home(argument) for argument in arguments]
     measures = [match[1] for argument in arguments if (match := re.match(r"budget\.(\w+)=", argument))]
     if measures and measures[0] in MEASURES[1:] and not any(argument.startswith("budget=") for argument in arguments):

@@ -112,6 +112,11 @@ class Workspace:
         return self.folder / FILE_NAME
 
     @property
+    def for_vllm(self) -> Path:
+        """What export wrote for vLLM."""
+        return self.folder / "vllm.json"
+
+    @property
     def validation(self) -> Path:
         """The report of validate."""
         return self.folder / "validation.json"

@@ -12,7 +12,7 @@ import httpx2
 import torch
 from torch import Tensor
 
-from multimodal import PruningConfig
+from multimodal import FlowpruneError, PruningConfig
 from multimodal.serving.handover import hand_over
 from multimodal.serving.vllm_images import vllm_image
 from pipelines.model import OpenedModel
@@ -33,7 +33,8 @@ class VllmEngine:
         configs: by name; one step before the language model.
         url: of the vLLM.
         metrics: of the endpoint.
-        name: of the model, here and there.
+        name: of the model, to clients.
+        upstream_name: of the model, to that vLLM.
         timeout: seconds of a request, at most.
     """
 
@@ -44,9 +45,11 @@ class VllmEngine:
         url: str,
         metrics: Metrics,
         name: str,
+        upstream_name: str,
         timeout: float,
     ) -> None:
-        self._opened, self._configs, self._url, self._metrics, self._name = opened, configs, url, metrics, name
+        self._opened, self._configs, self._url, self._metrics = opened, configs, url, metrics
+        self._name, self._upstream_name = name, upstream_name
         self._client = httpx2.AsyncClient(
             base_url=url, timeout=timeout, limits=httpx2.Limits(max_connections=None), trust_env=False
         )
@@ -92,7 +95,7 @@ class VllmEngine:
         if response.status_code != 200:
             raise self._said(response.status_code, response.content)
         answer = response.json()
-        return answer | {"usage": self._usage(job, answer.get("usage") or {})}
+        return answer | {"model": self._name, "usage": self._usage(job, answer.get("usage") or {})}
 
     async def chunks(self, job: Job) -> AsyncIterator[dict[str, Any]]:
         body = await self._body(job) | {"stream_options": {"include_usage": True}}
@@ -113,7 +116,7 @@ class VllmEngine:
                         continue
                     if usage := chunk.get("usage"):
                         chunk["usage"] = self._usage(job, usage)
-                    yield chunk
+                    yield chunk | {"model": self._name}
         except httpx2.HTTPError as error:
             raise self._lost(error) from error
         self._metrics.seconds.labels("upstream").observe(time.monotonic() - began)
@@ -142,7 +145,7 @@ class VllmEngine:
                     for part in message.content
                 ]
             messages.append(own)
-        return body | {"model": self._name, "messages": messages}
+        return body | {"model": self._upstream_name, "messages": messages}
 
     def _usage(self, job: Job, usage: Mapping[str, Any]) -> dict[str, Any]:
         job.prompt_tokens = usage.get("prompt_tokens", 0)
@@ -163,6 +166,20 @@ class VllmEngine:
         except (ValueError, KeyError, TypeError):
             said = f"vLLM refuses the request ({status})."
         return RefusalError(status, said)
+
+
+def served_name(url: str) -> str:
+    """What a vLLM calls its model.
+
+    Raises:
+        FlowpruneError: none answers there.
+    """
+    try:
+        response = httpx2.get(f"{url}/v1/models", timeout=10, trust_env=False).raise_for_status()
+        return str(response.json()["data"][0]["id"])
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, KeyError, IndexError) as error:
+        reason = type(error).__name__
+        raise FlowpruneError(f"No vLLM answers at {url} ({reason}): start it, or set engine.url.") from error
 
 
 def _encoded(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -1,14 +1,18 @@
 """Stage serve: an OpenAI-compatible endpoint of the pruned model."""
 
+import json
 import logging
 import os
+from pathlib import Path
 
 import uvicorn
 from rich.table import Table
 
 from multimodal import FlowpruneError, PruningConfig, prune
+from multimodal.loading import SHIPPED
 from multimodal.serving.limits import check_servable
 from multimodal.serving.vllm_arguments import vllm_arguments
+from multimodal.serving.vllm_weights import is_readable
 from pipelines.console import console
 from pipelines.model import OpenedModel
 from pipelines.serving.app import Endpoint
@@ -17,7 +21,7 @@ from pipelines.serving.engine import Engine
 from pipelines.serving.front_end import open_front_end
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.transformers_engine import TransformersEngine
-from pipelines.serving.vllm_engine import VllmEngine
+from pipelines.serving.vllm_engine import VllmEngine, served_name
 from pipelines.serving.vllm_process import VllmProcess
 from pipelines.settings import VllmSettings
 from pipelines.workspace import Workspace
@@ -58,9 +62,10 @@ class Serving:
         metrics, name = Metrics(), self._workspace.settings.model.name
         served: Engine
         if isinstance(engine, VllmSettings):
+            loaded = vllm_model(self._workspace, engine)
             opened = open_front_end(self._workspace.settings.model)
-            arguments = engine_arguments(opened, configs)
-            served = VllmEngine(opened, configs, self._vllm(engine, arguments), metrics, name, self._settings.timeout)
+            url = self._vllm(engine, loaded, engine_arguments(opened, configs))
+            served = VllmEngine(opened, configs, url, metrics, name, served_name(url), self._settings.timeout)
         else:
             opened = self._workspace.model
             served = TransformersEngine(opened, configs, self._settings.max_tokens, metrics, name)
@@ -96,12 +101,11 @@ class Serving:
         if self._process is not None:
             self._process.close()
 
-    def _vllm(self, engine: VllmSettings, arguments: list[str]) -> str:
+    def _vllm(self, engine: VllmSettings, model: str, arguments: list[str]) -> str:
         """The address of a vLLM that answers."""
         if engine.url is not None:
             return engine.url.rstrip("/").removesuffix("/v1")
         assert engine.python is not None
-        model = engine.model or self._workspace.settings.model.path
         log_file = self._workspace.study_folder / "vllm.log"
         self._process = VllmProcess(
             engine.python, model, self._workspace.settings.model.name, [*arguments, *engine.arguments], log_file
@@ -140,6 +144,26 @@ def named_configs(workspace: Workspace) -> dict[str, PruningConfig]:
     if settings.default not in (None, UNPRUNED, *configs):
         raise FlowpruneError(f"serve.default is {settings.default!r}: choose one of {', '.join(configs)}, {UNPRUNED}.")
     return configs
+
+
+def vllm_model(workspace: Workspace, engine: VllmSettings) -> str:
+    """What a vLLM of our own loads: what it is told, or what the export stage left for it, or the model as it is.
+
+    Raises:
+        FlowpruneError: vLLM does not read its weights.
+    """
+    path = workspace.settings.model.path
+    if engine.model is not None or engine.url is not None:
+        return engine.model or path
+    if workspace.for_vllm.exists():
+        return str(json.loads(workspace.for_vllm.read_text(encoding="utf-8"))["arguments"]["model"])
+    folder = Path(SHIPPED.get(path, path))
+    if folder.is_dir() and not is_readable(folder):
+        raise FlowpruneError(
+            f"vLLM knows the weights of {path} by other names: run stages=[export] serving=vllm target=vllm first, "
+            "which writes them."
+        )
+    return str(folder) if folder.is_dir() else path
 
 
 def engine_arguments(opened: OpenedModel, configs: dict[str, PruningConfig]) -> list[str]:

@@ -88,3 +88,11 @@ sys.exit(f"imported {{slow}}" if slow else code)
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == code, run.stderr
     assert said in run.stdout + run.stderr
+
+
+def test_names_of_stages_are_enough():
+    assert spelt_out(["serve", "serve.configs.tenth=runs/a=b"]) == [
+        "++serve.configs.tenth='runs/a=b'",
+        "stages=[serve]",
+    ]
+    assert spelt_out(["search", "seed=1", "export"]) == ["seed=1", "stages=[search,export]"]

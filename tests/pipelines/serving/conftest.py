@@ -69,6 +69,6 @@ def behind(opened, configs, stand_in) -> Iterator[Served]:
     own = {"tenth": configs["tenth"]}
     with (
         on_a_port(stand_in.app()) as url,
-        served(lambda metrics: VllmEngine(opened, own, url, metrics, "tiny", 60), own) as endpoint,
+        served(lambda metrics: VllmEngine(opened, own, url, metrics, "tiny", "there", 60), own) as endpoint,
     ):
         yield endpoint

@@ -43,6 +43,7 @@ class StandInVllm:
 
     async def chat(self, http: Request) -> Response:
         body = json.loads(await http.body())
+        assert body["model"] == "there"
         if self.fails is not None:
             return JSONResponse({"error": {"message": "The stand-in says no."}}, self.fails)
         if body["messages"][-1]["content"] == "refuse":

@@ -6,6 +6,7 @@ import threading
 import time
 import zlib
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import httpx2
 import openai
@@ -15,6 +16,8 @@ from endpoints import SHORT, about, data_url, on_a_port, png, served
 from multimodal import FlowpruneError
 from pipelines.serving.transformers_engine import TransformersEngine
 from pipelines.serving.vllm_engine import VllmEngine
+from pipelines.settings import VllmSettings
+from pipelines.stages.serve import engine_arguments, vllm_model
 
 CHAT = "/v1/chat/completions"
 SMALL = {"max_tokens": 4, "temperature": 0}
@@ -273,7 +276,7 @@ def test_a_vllm_that_refuses_fails_dies_and_comes_back(opened, configs, stand_in
     own = {"tenth": configs["tenth"]}
     with on_a_port(stand_in.app()) as url:
         port = int(url.rpartition(":")[2])
-    with served(lambda metrics: VllmEngine(opened, own, url, metrics, "tiny", 5), own) as endpoint:
+    with served(lambda metrics: VllmEngine(opened, own, url, metrics, "tiny", "there", 5), own) as endpoint:
         for stream in (False, True):
             code, sentence, _ = refusal(endpoint.url, messages=about("What?", data_url(png(shown[0]))), stream=stream)
             assert code == 503 and "does not answer" in sentence
@@ -291,8 +294,34 @@ def test_a_vllm_that_refuses_fails_dies_and_comes_back(opened, configs, stand_in
 
 
 def test_a_config_that_ready_embeddings_cannot_hold_is_refused_at_the_start(opened, configs):
-    from pipelines.stages.serve import engine_arguments
-
     with pytest.raises(FlowpruneError, match="nearest config"):
         engine_arguments(opened, configs)
     assert "FlowpruneLlavaForConditionalGeneration" in engine_arguments(opened, {"a": configs["tenth"]})[-1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["engine=vllm"], "one of engine.url"),
+        (["engine=vllm", "engine.python=python3"], "run stages=[export] serving=vllm target=vllm first"),
+        (["engine=vllm", "engine.url=http://127.0.0.1:9"], "No vLLM answers at http://127.0.0.1:9"),
+        (["serve.default=half"], "serve.default is 'half'"),
+        (["serve.configs.none=tenth"], "choose another name"),
+        (["serve.configs.tenth=nowhere"], "nowhere"),
+        (["serve.host=203.0.113.1"], "cannot be listened on"),
+    ],
+)
+def test_a_stage_that_cannot_serve_says_why(overrides, words, flowprune, configs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    configs["tenth"].save_pretrained("tenth")
+    code, printed = flowprune("serve", "model=tiny", "serve.configs.tenth=tenth", *overrides, without=["model.path"])
+    assert code == 2 and words in " ".join(printed.split()), printed
+
+
+def test_what_export_left_for_a_vllm_is_what_it_loads(tmp_path):
+    exported = SimpleNamespace(for_vllm=tmp_path / "vllm.json", settings=None)
+    exported.settings = SimpleNamespace(model=SimpleNamespace(path="tiny"))
+    engine = VllmSettings(name="vllm", url=None, python="python3", model=None, arguments=[], start_seconds=1)
+    exported.for_vllm.write_text('{"arguments": {"model": "/there/vllm-model"}}')
+    assert vllm_model(exported, engine) == "/there/vllm-model"
+    assert vllm_model(exported, engine.model_copy(update={"model": "/mine"})) == "/mine"

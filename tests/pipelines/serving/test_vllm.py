@@ -54,7 +54,7 @@ from pipelines.model import open_model
 from pipelines.prompts import build_inputs, greedy_answers
 from pipelines.serving.front_end import open_front_end
 from pipelines.serving.metrics import Metrics
-from pipelines.serving.vllm_engine import VllmEngine
+from pipelines.serving.vllm_engine import VllmEngine, served_name
 from pipelines.serving.vllm_process import VllmProcess
 from pipelines.settings import ModelSettings
 
@@ -222,12 +222,14 @@ def test_a_vllm_of_its_own_over_http(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-        process = VllmProcess(str(PYTHON), str(tmp_path / "model"), "tiny", arguments, tmp_path / "vllm.log")
+        process = VllmProcess(str(PYTHON), str(tmp_path / "model"), "there", arguments, tmp_path / "vllm.log")
         try:
             process.wait(600)
 
             def make(metrics: Metrics) -> VllmEngine:
-                return VllmEngine(front_end, {"third": config}, process.url, metrics, "tiny", 60)
+                return VllmEngine(
+                    front_end, {"third": config}, process.url, metrics, "tiny", served_name(process.url), 60
+                )
 
             with served(make, ["third"]) as endpoint, ThreadPoolExecutor(6) as pool:
                 found = list(pool.map(partial(_answer, endpoint), samples))
