@@ -2,12 +2,14 @@
 
 import logging
 import os
+import re
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 
 import httpx2
 
@@ -15,6 +17,11 @@ from multimodal import FlowpruneError
 
 log = logging.getLogger("flowprune.serve")
 MODULE = "vllm.entrypoints.openai.api_server"  # what `vllm serve` runs; builds for CPUs lack that command
+DEFAULTS = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB, of a vLLM for CPUs, which else wants nine tenths of all memory
+}
+ROOT_CAUSE = re.compile(r" ERROR .*?\b(\w+(?:Error|Exception): .+)")
 PAUSE = 5.0  # seconds before it is started again
 
 
@@ -50,7 +57,9 @@ class VllmProcess:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
-                raise FlowpruneError(f"vLLM ended with code {self._process.returncode}: {self._log_file} says why.")
+                raise FlowpruneError(
+                    f"vLLM ended with code {self._process.returncode}{self._why}: see {self._log_file}."
+                )
             try:
                 if httpx2.get(f"{self.url}/health", timeout=5, trust_env=False).status_code == 200:
                     self._thread.start()
@@ -69,12 +78,16 @@ class VllmProcess:
             self._process.kill()
             self._process.wait()
 
+    @property
+    def _why(self) -> str:
+        """The first error of its log, in parentheses; the last ones only say that there was one."""
+        found = ROOT_CAUSE.search(self._log_file.read_text(encoding="utf-8", errors="replace"))
+        return f" ({shorten(found[1], 200, placeholder='…').rstrip('.')})" if found else ""
+
     def _start(self) -> subprocess.Popen[bytes]:
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
-        with self._log_file.open("ab") as log_file:
-            return subprocess.Popen(
-                self._command, stdout=log_file, stderr=log_file, env=os.environ | {"VLLM_NO_USAGE_STATS": "1"}
-            )
+        with self._log_file.open("wb") as log_file:
+            return subprocess.Popen(self._command, stdout=log_file, stderr=log_file, env=DEFAULTS | dict(os.environ))
 
     def _keep(self) -> None:
         while not self._closed.wait(1.0):

@@ -16,6 +16,7 @@ from endpoints import SHORT, about, data_url, on_a_port, png, served
 from multimodal import FlowpruneError
 from pipelines.serving.transformers_engine import TransformersEngine
 from pipelines.serving.vllm_engine import VllmEngine
+from pipelines.serving.vllm_process import VllmProcess
 from pipelines.settings import VllmSettings
 from pipelines.stages.serve import engine_arguments, vllm_model
 
@@ -325,3 +326,13 @@ def test_what_export_left_for_a_vllm_is_what_it_loads(tmp_path):
     exported.for_vllm.write_text('{"arguments": {"model": "/there/vllm-model"}}')
     assert vllm_model(exported, engine) == "/there/vllm-model"
     assert vllm_model(exported, engine.model_copy(update={"model": "/mine"})) == "/mine"
+
+
+def test_a_vllm_that_does_not_start_is_said_with_its_own_reason(tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\necho '(Worker pid=1) ERROR 11-27 [x.py:9] ValueError: no memory.'; exit 3\n")
+    fake.chmod(0o755)
+    process = VllmProcess(str(fake), "model", "tiny", [], tmp_path / "vllm.log")
+    with pytest.raises(FlowpruneError, match=r"ended with code 3 \(ValueError: no memory\): see .*vllm.log"):
+        process.wait(20)
+    process.close()
