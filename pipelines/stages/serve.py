@@ -89,12 +89,13 @@ class Serving:
         )
         try:
             uvicorn.Server(config).run()
-        except KeyboardInterrupt:
-            console.print("stopped")
+        except KeyboardInterrupt:  # raised again once answers have ended
+            pass
         except SystemExit as error:  # what uvicorn ends with, having said why
             raise FlowpruneError(
                 f"{self._settings.host}:{self._settings.port} cannot be listened on: set serve.host or serve.port."
             ) from error
+        console.print("stopped")
 
     def close(self) -> None:
         """End the engine's process, if it has one."""
