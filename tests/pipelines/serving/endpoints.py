@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -41,6 +42,12 @@ def about(question: str, *urls: str) -> list[dict]:
     return [{"role": "user", "content": [*images, {"type": "text", "text": question}]}]
 
 
+@cache
+def client_of(url: str, key: str) -> openai.OpenAI:
+    """One for all threads: each holds megabytes of certificates."""
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
+
+
 @dataclass
 class Served:
     """An endpoint that answers at an address."""
@@ -50,7 +57,7 @@ class Served:
     metrics: Metrics
 
     def client(self, key: str = "x") -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+        return client_of(self.url, key)
 
     def ask(self, sample: Sample, pruning: str, **more) -> openai.types.chat.ChatCompletion:
         messages = about(sample.question, data_url(png(sample)))
