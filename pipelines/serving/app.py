@@ -178,18 +178,17 @@ class Endpoint:
             known = ", ".join([*self._configs, UNPRUNED])
             raise RefusalError(400, f"There is no pruning config {name!r} here: choose one of {known}.", "pruning")
         self._engine.check(request)
-        began = time.monotonic()
         turns, images = [], []
-        for message in request.messages:
-            parts: list[Any] = []
-            for part in message.parts:
-                if isinstance(part, ImagePart):
-                    images.append(await self._images.read(part.image_url.url))
-                    parts.append(await asyncio.to_thread(self._images.decoded, images[-1]))
-                else:
-                    parts.append(part.text)
-            turns.append(Turn("system" if message.role == "developer" else message.role, tuple(parts)))
-        self._metrics.seconds.labels("images").observe(time.monotonic() - began)
+        with self._metrics.timed("images"):
+            for message in request.messages:
+                parts: list[Any] = []
+                for part in message.parts:
+                    if isinstance(part, ImagePart):
+                        images.append(await self._images.read(part.image_url.url))
+                        parts.append(await asyncio.to_thread(self._images.decoded, images[-1]))
+                    else:
+                        parts.append(part.text)
+                turns.append(Turn("system" if message.role == "developer" else message.role, tuple(parts)))
         sample = Sample(tuple(turns), where="The request")
         return Job(request, sample, images, None if name == UNPRUNED else name)
 

@@ -41,7 +41,7 @@ class Images:
         """
         scheme = urlsplit(url[:100]).scheme
         if scheme == "data":
-            return self._bounded(_inline(url, self._most_bytes))
+            return self._inline(url)
         if scheme == "file":
             return self._file(url)
         if scheme in ("http", "https"):
@@ -69,17 +69,22 @@ class Images:
         allowed = f"{self._settings.image_megapixels:g} million"
         return _refused(f"An image has more than {allowed} pixels: send a smaller one.", 413)
 
-    @property
-    def _most_bytes(self) -> int:
-        return int(self._settings.image_mib * MIB)
+    def _check_size(self, size: float) -> None:
+        if size > self._settings.image_mib * MIB:
+            raise _refused(f"An image has more than {self._settings.image_mib:g} MiB: send a smaller one.", 413)
 
-    def _bounded(self, data: bytes) -> bytes:
-        if len(data) > self._most_bytes:
-            raise self._too_large()
+    def _inline(self, url: str) -> bytes:
+        """The bytes of a data URL."""
+        head, comma, body = url.partition(",")
+        if not comma:
+            raise _refused("A data: URL has no comma, after which its data begins.")
+        self._check_size(len(body) / 4)  # before it is copied
+        try:
+            data = base64.b64decode(body, validate=True) if head.endswith(";base64") else unquote_to_bytes(body)
+        except binascii.Error as error:
+            raise _refused("The data: URL of an image is not base64.") from error
+        self._check_size(len(data))
         return data
-
-    def _too_large(self) -> RefusalError:
-        return _refused(f"An image has more than {self._settings.image_mib:g} MiB: send a smaller one.", 413)
 
     def _file(self, url: str) -> bytes:
         folder = self._settings.image_folder
@@ -90,8 +95,7 @@ class Images:
         if not path.is_relative_to(root):
             raise _refused("That file is not in the folder that this endpoint reads images from.", 403)
         try:
-            if path.stat().st_size > self._most_bytes:
-                raise self._too_large()
+            self._check_size(path.stat().st_size)
             return path.read_bytes()
         except OSError as error:
             raise _refused(f"The image file cannot be read ({error.strerror}).", 404) from error
@@ -111,24 +115,10 @@ class Images:
                     raise _refused(f"{host} answers {response.status_code} to the request for the image.")
                 async for chunk in response.aiter_bytes():
                     data += chunk
-                    if len(data) > self._most_bytes:
-                        raise self._too_large()
+                    self._check_size(len(data))
         except httpx2.HTTPError as error:
             raise _refused(f"The image cannot be fetched from {host} ({type(error).__name__}).") from error
         return bytes(data)
-
-
-def _inline(url: str, most_bytes: int) -> bytes:
-    """The bytes of a data URL."""
-    head, comma, body = url.partition(",")
-    if not comma:
-        raise _refused("A data: URL has no comma, after which its data begins.")
-    if len(body) > 4 * most_bytes:  # before it is copied
-        return b"\0" * (most_bytes + 1)
-    try:
-        return base64.b64decode(body, validate=True) if head.endswith(";base64") else unquote_to_bytes(body)
-    except binascii.Error as error:
-        raise _refused("The data: URL of an image is not base64.") from error
 
 
 def _refused(sentence: str, status: int = 400) -> RefusalError:

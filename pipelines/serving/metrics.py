@@ -19,7 +19,7 @@ class Metrics:
             "flowprune_visual_tokens", "Visual tokens of prompts: unpruned, and read by the first layer.", "which"
         )
         self.waiting = Gauge("flowprune_waiting", "Requests that wait.", registry=self.registry)
-        self.seconds = Histogram(
+        self._seconds = Histogram(
             "flowprune_seconds",
             "Seconds of a part: queue, images, processor, tower (with projector), step, generate, upstream.",
             ["part"],
@@ -30,12 +30,16 @@ class Metrics:
     def _counter(self, name: str, words: str, label: str) -> Counter:
         return Counter(name, words, [label], registry=self.registry)
 
+    def took(self, part: str, seconds: float) -> None:
+        """Observe how long a part took."""
+        self._seconds.labels(part).observe(seconds)
+
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Observe the seconds of a part."""
+        """Observe the seconds of a part that succeeds."""
         began = time.monotonic()
         yield
-        self.seconds.labels(part).observe(time.monotonic() - began)
+        self.took(part, time.monotonic() - began)
 
     def shown(self) -> bytes:
         """In Prometheus's text format."""

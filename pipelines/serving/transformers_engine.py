@@ -54,7 +54,8 @@ class TransformersEngine:
         model: Any = self._opened.model
         with self._metrics.timed("processor"):
             inputs = build_inputs(self._opened, [job.sample for job in jobs])
-        limits = self._limits(jobs, inputs["attention_mask"].sum(1).tolist())
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        limits = self._limits(jobs, lengths)
         answers = [
             Answer(self._opened.processor.tokenizer, self._ends, job.request.stops, limit)
             for job, limit in zip(jobs, limits, strict=True)
@@ -65,7 +66,7 @@ class TransformersEngine:
         with prune(model, config) if config is not None else nullcontext() as pruner, self._metrics.timed("generate"):
 
             def note() -> None:
-                self._note(jobs, inputs, pruner)
+                self._note(jobs, inputs, lengths, pruner)
 
             model.generate(
                 **inputs,
@@ -88,11 +89,10 @@ class TransformersEngine:
             found.append(limit)
         return found
 
-    def _note(self, jobs: Sequence[Job], inputs: Mapping[str, Any], pruner: Any) -> None:
+    def _note(self, jobs: Sequence[Job], inputs: Mapping[str, Any], lengths: Sequence[int], pruner: Any) -> None:
         """Keep with each job what was pruned of it."""
-        lengths = inputs["attention_mask"].sum(1).tolist()
-        if pruner is not None and pruner.report:
-            for job, length, entry in zip(jobs, lengths, pruner.report, strict=True):
+        if pruner is not None and (report := pruner.report):
+            for job, length, entry in zip(jobs, lengths, report, strict=True):
                 left = tuple(len(kept) for kept in entry.kept)
                 job.visual = Visual(entry.visual_tokens, left, entry.retention)
                 first = left[0] if pruner.config.schedule[0].layer == 0 else entry.visual_tokens

@@ -3,7 +3,6 @@
 import base64
 import json
 import logging
-import time
 from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
@@ -71,8 +70,8 @@ class VllmEngine:
         with self._metrics.timed("processor"):
             inputs = build_inputs(self._opened, [job.sample for job in shown])
         handed = hand_over(self._opened.model, config, inputs)
-        self._metrics.seconds.labels("tower").observe(handed.tower_seconds)
-        self._metrics.seconds.labels("step").observe(handed.step_seconds)
+        self._metrics.took("tower", handed.tower_seconds)
+        self._metrics.took("step", handed.step_seconds)
         geometry = self._opened.modules.geometry
         for job, images in zip(shown, handed.rows, strict=True):
             tokens, left = (
@@ -86,12 +85,11 @@ class VllmEngine:
 
     async def whole(self, job: Job) -> dict[str, Any]:
         body = await self._body(job)
-        began = time.monotonic()
         try:
-            response = await self._client.post("/v1/chat/completions", json=body)
+            with self._metrics.timed("upstream"):
+                response = await self._client.post("/v1/chat/completions", json=body)
         except httpx2.HTTPError as error:
             raise self._lost(error) from error
-        self._metrics.seconds.labels("upstream").observe(time.monotonic() - began)
         if response.status_code != 200:
             raise self._said(response.status_code, response.content)
         answer = response.json()
@@ -99,27 +97,28 @@ class VllmEngine:
 
     async def chunks(self, job: Job) -> AsyncIterator[dict[str, Any]]:
         body = await self._body(job) | {"stream_options": {"include_usage": True}}
-        began = time.monotonic()
         try:
-            async with self._client.stream("POST", "/v1/chat/completions", json=body) as response:
-                if response.status_code != 200:
-                    raise self._said(response.status_code, await response.aread())
-                async for line in response.aiter_lines():
-                    kind, _, data = line.partition(": ")
-                    if kind != "data" or data == "[DONE]":
-                        continue
-                    chunk = json.loads(data)
-                    if "error" in chunk:
-                        raise self._said(500, data.encode())
-                    if not chunk["choices"] and not job.request.with_usage:
-                        self._usage(job, chunk.get("usage") or {})
-                        continue
-                    if usage := chunk.get("usage"):
-                        chunk["usage"] = self._usage(job, usage)
-                    yield chunk | {"model": self._name}
+            with self._metrics.timed("upstream"):
+                async with self._client.stream("POST", "/v1/chat/completions", json=body) as response:
+                    if response.status_code != 200:
+                        raise self._said(response.status_code, await response.aread())
+                    async for line in response.aiter_lines():
+                        kind, _, data = line.partition(": ")
+                        if kind == "data" and data != "[DONE]" and (chunk := self._read_chunk(job, data)) is not None:
+                            yield chunk
         except httpx2.HTTPError as error:
             raise self._lost(error) from error
-        self._metrics.seconds.labels("upstream").observe(time.monotonic() - began)
+
+    def _read_chunk(self, job: Job, data: str) -> dict[str, Any] | None:
+        """A part of the answer as the client is to read it; None for one that it has not asked for."""
+        chunk: dict[str, Any] = json.loads(data)
+        if "error" in chunk:
+            raise self._said(500, data.encode())
+        if usage := chunk.get("usage"):
+            chunk["usage"] = self._usage(job, usage)
+        if not chunk["choices"] and not job.request.with_usage:
+            return None
+        return chunk | {"model": self._name}
 
     async def healthy(self) -> bool:
         try:

@@ -86,7 +86,7 @@ class Worker:
             self._waiting = [job for job in self._waiting if job not in jobs]
             self._metrics.waiting.set(len(self._waiting))
         for job in jobs:
-            self._metrics.seconds.labels("queue").observe(time.monotonic() - job.queued)
+            self._metrics.took("queue", time.monotonic() - job.queued)
         return jobs
 
     def _attempt(self, jobs: Sequence[Job]) -> None:
