@@ -56,7 +56,7 @@ def load_model(
         FlowpruneError: nothing there, weights are broken or not this model's, the family is not supported, there is no
             such device, dtype or attention, or a library that this needs is not installed.
     """
-    where = str(SHIPPED.get(str(model), Path(model).expanduser() if str(model).startswith("~") else model))
+    where = located(model)
     place = chosen_device(device)
     if isinstance(device_map, str) and device_map not in SPREADS:
         chosen_device(device_map, "device_map")
@@ -88,6 +88,11 @@ def load_model(
     if "device_map" not in options:
         loaded.to(place)  # type: ignore[arg-type]
     return loaded.eval(), processor
+
+
+def located(model: str | Path) -> str:
+    """The folder of a model that ships or was named, or a hub id."""
+    return str(SHIPPED.get(str(model), Path(model).expanduser() if str(model).startswith("~") else model))
 
 
 def check_attention(attention: str) -> None:

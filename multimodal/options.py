@@ -7,3 +7,4 @@ Positions = Literal["compact", "original"]
 Sinks = Literal["kept", "masked", "calibrated"]
 
 FILE_NAME = "pruning.json"
+ENGINE_FILE = "{}.json"  # what a target of export is told, beside it

@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from multimodal import FlowpruneError, PruningConfig
-from multimodal.loading import SHIPPED
+from multimodal.loading import located
 from multimodal.runtime.fitting import check_fits
 from multimodal.serving import vllm_loading
 from multimodal.serving.targets.openvino import openvino_arguments
@@ -107,14 +107,14 @@ def _vllm(workspace: Workspace, config: PruningConfig, layers: int, path: Path) 
     settings, opened = workspace.settings, _opened(workspace, config)
     if settings.model.adapter is not None:
         raise FlowpruneError("target=vllm reads one folder of weights: merge model.adapter into the model with PEFT.")
-    local = Path(SHIPPED.get(settings.model.path, settings.model.path)).absolute()
+    local = Path(located(settings.model.path)).absolute()
     where = str(local) if local.is_dir() else settings.model.path
     python, own_config = _python_of(settings), opened.model.config
     arguments = partial(vllm_target_arguments, config, layers, own_config, path.absolute(), python or "PYTHON", where)
     found = arguments(where)
     folder = local if local.is_dir() else _from_hub(where, settings.model.revision)
     if not is_readable(folder):
-        own = workspace.study_folder.absolute() / "vllm-model"
+        own = workspace.vllm_model.absolute()
         if not own.exists() or own.stat().st_mtime < max(each.stat().st_mtime for each in folder.iterdir()):
             write_readable(folder, own)
         console.print(f"weights under names that vLLM reads: {own}", soft_wrap=True)
@@ -122,7 +122,7 @@ def _vllm(workspace: Workspace, config: PruningConfig, layers: int, path: Path) 
     if python is None:
         console.print(f"[yellow]{NOT_LOADED}[/]", highlight=False)
     else:
-        _load(python, found, workspace.study_folder / "vllm-loading.log")
+        _load(python, found, workspace.vllm_loading_log)
     return found
 
 

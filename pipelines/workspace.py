@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multimodal import FlowpruneError
-from multimodal.options import FILE_NAME
+from multimodal.options import ENGINE_FILE, FILE_NAME
 from pipelines.settings import Settings
 from search.files import SNAPSHOT, TUNED
 
@@ -90,6 +90,21 @@ class Workspace:
         return self.study_folder / "workers"
 
     @property
+    def vllm_model(self) -> Path:
+        """The model's folder with names of weights that vLLM reads."""
+        return self.study_folder / "vllm-model"
+
+    @property
+    def vllm_loading_log(self) -> Path:
+        """What vLLM prints when export has it load the model."""
+        return self.study_folder / "vllm-loading.log"
+
+    @property
+    def vllm_log(self) -> Path:
+        """What a vLLM prints that serve has started."""
+        return self.study_folder / "vllm.log"
+
+    @property
     def comparison(self) -> Path:
         """The folder of a comparison."""
         return self.study_folder / "compare"
@@ -114,7 +129,7 @@ class Workspace:
     @property
     def for_vllm(self) -> Path:
         """What export wrote for vLLM."""
-        return self.folder / "vllm.json"
+        return self.folder / ENGINE_FILE.format("vllm")
 
     @property
     def validation(self) -> Path:

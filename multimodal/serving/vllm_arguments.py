@@ -9,6 +9,8 @@ from multimodal.errors import FlowpruneError
 from multimodal.families import geometry_of
 from multimodal.serving.vllm_plugin import MODELS, PREFIX
 
+TOWERS = ("clip_vision_model", "siglip_vision_model", "pixtral")  # of LLaVA's families, that vLLM 0.32 has
+
 
 def vllm_arguments(config: PretrainedConfig) -> list[str]:
     """The arguments.
@@ -17,8 +19,8 @@ def vllm_arguments(config: PretrainedConfig) -> list[str]:
         config: of the model.
 
     Raises:
-        FlowpruneError: the plugin has no such model, or its rotary embedding is scaled in a way that vLLM cannot join
-            with several axes.
+        FlowpruneError: the plugin has no such model, vLLM has not its tower, or its rotary embedding is scaled in a way
+            that vLLM cannot join with several axes.
     """
     return ["--enable-mm-embeds", "--hf-overrides", json.dumps(hf_overrides(config))]
 
@@ -34,6 +36,12 @@ def hf_overrides(config: PretrainedConfig) -> dict[str, Any]:
         raise FlowpruneError(
             f"{architecture} has no model in the vLLM plugin, which knows {', '.join(MODELS)}: serve it with "
             "engine=transformers."
+        )
+    tower = getattr(getattr(config, "vision_config", None), "model_type", None)
+    if MODELS[architecture].startswith("Llava") and tower not in TOWERS:
+        raise FlowpruneError(
+            f"vLLM has no {tower} tower for {architecture}: serve it with engine=transformers, or take a model with "
+            "a tower of CLIP or SigLIP."
         )
     overrides: dict[str, Any] = {"architectures": [PREFIX + architecture]}
     if geometry_of(config).rotary_axes == 1:

@@ -9,7 +9,7 @@ import uvicorn
 from rich.table import Table
 
 from multimodal import FlowpruneError, PruningConfig, prune
-from multimodal.loading import SHIPPED
+from multimodal.loading import located
 from multimodal.serving.limits import check_servable
 from multimodal.serving.vllm_arguments import vllm_arguments
 from multimodal.serving.vllm_weights import is_readable
@@ -64,14 +64,14 @@ class Serving:
         if isinstance(engine, VllmSettings):
             loaded = vllm_model(self._workspace, engine)
             opened = open_front_end(self._workspace.settings.model)
-            url = self._vllm(engine, loaded, engine_arguments(opened, configs))
+            arguments = engine_arguments(opened, configs)
+            check_configs(opened, configs)
+            url = self._vllm(engine, loaded, arguments)
             served = VllmEngine(opened, configs, url, metrics, name, served_name(url), self._settings.timeout)
         else:
             opened = self._workspace.model
+            check_configs(opened, configs)
             served = TransformersEngine(opened, configs, self._settings.max_tokens, metrics, name)
-        for config in configs.values():
-            with prune(opened.model, config):
-                pass
         key = os.environ.get(KEY) or None
         self._endpoint = Endpoint(name, list(configs), served, self._settings, metrics, key)
         self._say(configs, key)
@@ -107,10 +107,8 @@ class Serving:
         if engine.url is not None:
             return engine.url.rstrip("/").removesuffix("/v1")
         assert engine.python is not None
-        log_file = self._workspace.study_folder / "vllm.log"
-        self._process = VllmProcess(
-            engine.python, model, self._workspace.settings.model.name, [*arguments, *engine.arguments], log_file
-        )
+        name, log_file = self._workspace.settings.model.name, self._workspace.vllm_log
+        self._process = VllmProcess(engine.python, model, name, [*arguments, *engine.arguments], log_file)
         with console.status(f"vLLM starts; it writes {log_file}"):
             self._process.wait(engine.start_seconds)
         return self._process.url
@@ -158,13 +156,24 @@ def vllm_model(workspace: Workspace, engine: VllmSettings) -> str:
         return engine.model or path
     if workspace.for_vllm.exists():
         return str(json.loads(workspace.for_vllm.read_text(encoding="utf-8"))["arguments"]["model"])
-    folder = Path(SHIPPED.get(path, path))
+    folder = Path(located(path))
     if folder.is_dir() and not is_readable(folder):
         raise FlowpruneError(
             f"vLLM knows the weights of {path} by other names: run stages=[export] serving=vllm target=vllm first, "
             "which writes them."
         )
     return str(folder) if folder.is_dir() else path
+
+
+def check_configs(opened: OpenedModel, configs: dict[str, PruningConfig]) -> None:
+    """Refuse configs of another model.
+
+    Raises:
+        FlowpruneError: one does not fit.
+    """
+    for config in configs.values():
+        with prune(opened.model, config):
+            pass
 
 
 def engine_arguments(opened: OpenedModel, configs: dict[str, PruningConfig]) -> list[str]:

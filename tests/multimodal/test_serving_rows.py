@@ -47,5 +47,7 @@ def test_what_the_plugin_cannot_do_is_refused():
     config.text_config.rope_parameters = {"rope_type": "llama3", "rope_theta": 1e4}
     with pytest.raises(FlowpruneError, match=r"is scaled .llama3.*engine=transformers"):
         hf_overrides(config)
+    with pytest.raises(FlowpruneError, match="vLLM has no dinov2 tower for LlavaForConditionalGeneration"):
+        hf_overrides(LlavaConfig(vision_config={"model_type": "dinov2"}, architectures=config.architectures))
     with pytest.raises(FlowpruneError, match="has no model in the vLLM plugin"):
         hf_overrides(AutoConfig.for_model("gemma3", architectures=["Gemma3ForConditionalGeneration"]))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from multimodal.config import PruningConfig
+from multimodal.options import ENGINE_FILE
 from multimodal.serving.limits import one_step_ratio
 
 
@@ -33,7 +34,7 @@ class EngineArguments:
 
     def save(self, folder: Path) -> Path:
         """Write ``TARGET.json`` into a folder; returns its path."""
-        path = folder / f"{self.target}.json"
+        path = folder / ENGINE_FILE.format(self.target)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
         return path

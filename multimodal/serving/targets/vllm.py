@@ -6,13 +6,10 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from multimodal.config import PruningConfig
-from multimodal.errors import FlowpruneError
 from multimodal.serving.limits import check_servable, one_step_ratio
 from multimodal.serving.targets.target import EngineArguments
 from multimodal.serving.vllm_arguments import hf_overrides, vllm_arguments
-from multimodal.serving.vllm_plugin import MODELS
 
-TOWERS = ("clip_vision_model", "siglip_vision_model", "pixtral")  # of LLaVA's families, that vLLM 0.32 has
 PLUGIN = "install flowprune into vLLM's own environment, too: its plugin reads what is handed over"
 
 
@@ -40,13 +37,6 @@ def vllm_target_arguments(
         FlowpruneError: vLLM cannot serve the config, or the model; with the nearest config that it can.
     """
     check_servable(config, layers)
-    architecture = (model_config.architectures or ["an unnamed architecture"])[0]
-    tower = getattr(getattr(model_config, "vision_config", None), "model_type", None)
-    if MODELS.get(architecture, "").startswith("Llava") and tower not in TOWERS:
-        raise FlowpruneError(
-            f"vLLM has no {tower} tower for {architecture}: serve it with engine=transformers, or take a model with "
-            "a tower of CLIP or SigLIP."
-        )
     overrides, flags = hf_overrides(model_config), vllm_arguments(model_config)
     served = ["flowprune", "serve", "model=path", f"model.path={front_end}", "engine=vllm", f"engine.python={python}"]
     served += [f"engine.model={model}", f"serve.configs.pruned={pruning}"]
