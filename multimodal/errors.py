@@ -7,6 +7,11 @@ class FlowpruneError(ValueError):
     """A user's mistake. The message is one sentence that names what is wrong and what to do about it."""
 
 
+def reason_of(error: BaseException) -> str:
+    """What another library says of its error, on one line and without its full stop."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
 def one_sentence(error: ValidationError, prefix: str = "") -> str:
     """A validation error as one sentence: the first field that is wrong, what it holds, what it should be.
 

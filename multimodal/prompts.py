@@ -35,3 +35,14 @@ def tokenized(processor: Any, prompts: Sequence[str], **shown: Any) -> BatchFeat
     if bos and prompts[0].startswith(bos):  # which the tokenizer would write again
         shown["add_special_tokens"] = False
     return processor(text=list(prompts), padding=True, return_tensors="pt", **shown)
+
+
+def frames_metadata(count: int, fps: float | None) -> dict[str, Any]:
+    """What a processor's own rule chooses among frames by.
+
+    Args:
+        count: of the frames.
+        fps: how many of them a second has; None: nobody knows.
+    """
+    indices = list(range(count))  # where the rule is to take all
+    return {"total_num_frames": count, "frames_indices": indices, "fps": fps, "duration": count / (fps or 1)}

@@ -9,9 +9,10 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from multimodal import FlowpruneError
+from multimodal.errors import reason_of
 from multimodal.families import Geometry
 from multimodal.layout import Layout
-from multimodal.prompts import chat_template, tokenized
+from multimodal.prompts import chat_template, frames_metadata, tokenized
 from multimodal.runtime.calls import PIXELS
 from multimodal.runtime.watch import Modality
 from pipelines.data import Sample
@@ -34,9 +35,8 @@ def build_inputs(opened: OpenedModel, samples: Sequence[Sample]) -> BatchFeature
         if len(samples) > 1:
             for sample in samples:  # whichever is refused alone is named
                 build_inputs(opened, [sample])
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise FlowpruneError(
-            f"{samples[0].where}: the model's processor refuses it ({reason}): change it or drop the row."
+            f"{samples[0].where}: the model's processor refuses it ({reason_of(error)}): change it or drop the row."
         ) from error
     return inputs.to(opened.model.device, dtype=opened.model.dtype)
 
@@ -60,15 +60,7 @@ def _frames(processor: Any, samples: Sequence[Sample]) -> dict[str, Any]:
     if any(isinstance(frames, str) for own in videos for frames in own):
         return {"videos": videos}
     metadata = [
-        [
-            {
-                "total_num_frames": len(frames),
-                "frames_indices": list(range(len(frames))),  # where the rule is to take all
-                "fps": video.fps,
-                "duration": len(frames) / (video.fps or 1),
-            }
-            for frames, video in zip(own, sample.videos, strict=True)
-        ]
+        [frames_metadata(len(frames), video.fps) for frames, video in zip(own, sample.videos, strict=True)]
         for own, sample in zip(videos, samples, strict=True)
     ]
     return {"videos": videos, "video_metadata": metadata}

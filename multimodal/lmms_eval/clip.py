@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from transformers.video_utils import VideoMetadata, load_video
 
+from multimodal.prompts import frames_metadata
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -18,9 +20,7 @@ class Clip:
     @property
     def metadata(self) -> dict[str, Any]:
         """What the processor's own rule chooses among them by."""
-        count = len(self.frames)
-        indices = list(range(count))  # where the rule is to take all
-        return {"total_num_frames": count, "frames_indices": indices, "fps": self.fps, "duration": count / self.fps}
+        return frames_metadata(len(self.frames), self.fps)
 
 
 def read_clip(part: Mapping[str, Any], most: int) -> Clip:

@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.image_utils import load_image
 
-from multimodal.errors import FlowpruneError
+from multimodal.errors import FlowpruneError, reason_of
 from multimodal.lmms_eval.clip import Clip, read_clip
 from multimodal.prompts import chat_template, tokenized
 
@@ -67,7 +67,7 @@ def read_conversation(
                     clips.append(read_clip(part, most_frames))
             except Exception as error:  # a broken file breaks whatever reads it
                 raise FlowpruneError(
-                    f"{where}: its {kind} cannot be read ({_reason(error)}): mend the data."
+                    f"{where}: its {kind} cannot be read ({reason_of(error)}): mend the data."
                 ) from error
             content.append({"type": "text", "text": part["text"]} if kind == "text" else {"type": kind})
         said.append({"role": message["role"], "content": content})
@@ -100,9 +100,5 @@ def build_inputs(processor: Any, talks: Sequence[Conversation]) -> BatchFeature:
         return tokenized(processor, prompts, **shown)
     except Exception as error:  # of the processor's own code
         raise FlowpruneError(
-            f"{where}: the model's processor refuses it ({_reason(error)}): choose another task or model."
+            f"{where}: the model's processor refuses it ({reason_of(error)}): choose another task or model."
         ) from error
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

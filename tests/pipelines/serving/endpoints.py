@@ -31,9 +31,9 @@ def data_url(data: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def png(sample: Sample) -> bytes:
+def png(sample: Sample, number: int = 0) -> bytes:
     buffer = BytesIO()
-    sample.pictures[0].shown().save(buffer, "PNG")
+    sample.pictures[number].shown().save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -60,7 +60,7 @@ class Served:
         return client_of(self.url, key)
 
     def ask(self, sample: Sample, pruning: str, **more) -> openai.types.chat.ChatCompletion:
-        messages = about(sample.question, data_url(png(sample)))
+        messages = about(sample.question, *(data_url(png(sample, each)) for each in range(len(sample.pictures))))
         given = {"temperature": 0, "max_tokens": SHORT, "extra_body": {"pruning": pruning}} | more
         return self.client().chat.completions.create(model="tiny", messages=messages, **given)
 

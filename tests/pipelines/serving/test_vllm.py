@@ -5,16 +5,13 @@ Skipped where there is none; each test starts one, which takes a minute.
 
 import json
 import os
-import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from io import BytesIO
 from pathlib import Path
 
 import pytest
 import torch
-from endpoints import ROOT, SHORT, TINY, VFLOWOPT, Served, about, data_url, served
+from endpoints import ROOT, SHORT, TINY, VFLOWOPT, served
 from transformers import (
     AutoTokenizer,
     CLIPVisionConfig,
@@ -46,6 +43,7 @@ from multimodal.families import geometry_of
 from multimodal.serving.handover import hand_over
 from multimodal.serving.vllm_arguments import hf_overrides, vllm_arguments
 from multimodal.serving.vllm_images import vllm_image
+from multimodal.serving.vllm_weights import write_readable
 from pipelines.data import Sample
 from pipelines.data.pictures import drawn
 from pipelines.data.sample import Turn
@@ -158,9 +156,9 @@ def test_every_family_of_the_plugin_keeps_its_positions(family, tmp_path):
     torch.manual_seed(0)
     model, processor = BUILT[family]()
     model.config.architectures = [type(model).__name__]
-    model.eval().save_pretrained(tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
-    _rename_tower(tmp_path / "model")
+    for part in (model.eval(), processor):
+        part.save_pretrained(tmp_path / "written")
+    write_readable(tmp_path / "written", tmp_path / "model")
     mean, std = processor.image_processor.image_mean, processor.image_processor.image_std
     method = {"name": "vflowopt", "query_threshold": 1.0, "entropy_weight": 0.5, "recycling_cell": 2.0}
     config = PruningConfig(
@@ -232,32 +230,11 @@ def test_a_vllm_of_its_own_over_http(tmp_path):
                 )
 
             with served(make, ["third"]) as endpoint, ThreadPoolExecutor(6) as pool:
-                found = list(pool.map(partial(_answer, endpoint), samples))
+                answers = pool.map(lambda sample: endpoint.ask(sample, "third"), samples)
+                found = [answer.choices[0].message.content.strip() for answer in answers]
         finally:
             process.close()
     assert found == expected
-
-
-def _answer(endpoint: Served, sample: Sample) -> str:
-    urls = []
-    for picture in sample.pictures:
-        buffer = BytesIO()
-        picture.shown().save(buffer, "PNG")
-        urls.append(data_url(buffer.getvalue()))
-    messages = about(sample.question, *urls)
-    given = {"temperature": 0, "max_tokens": SHORT}
-    answer = endpoint.client().chat.completions.create(model="tiny", messages=messages, **given)
-    return answer.choices[0].message.content.strip()
-
-
-def _rename_tower(folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(folder / "model.safetensors")
-    named = {
-        re.sub(r"vision_tower\.(?!vision_model)", "vision_tower.vision_model.", name): w for name, w in weights.items()
-    }
-    save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _run(folder: Path, overrides: dict, *more: str) -> list:
