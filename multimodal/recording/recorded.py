@@ -1,0 +1,65 @@
+"""A computation on tensors at fixed addresses, recorded once and replayed."""
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+Output = TypeVar("Output")
+
+WARM_UPS = 2  # libraries choose kernels and reserve workspaces in the first runs, which a recording must not see
+
+
+class Recorded(Generic[Output]):
+    """On CUDA a graph of all launches of a function, replayed by one call; elsewhere the function is run again.
+
+    Args:
+        function: computes tensors of tensors that stay where they are; it must not wait for the device, copy from the
+            host, or have a shape that depends on data; run twice, it must leave what one run leaves.
+        device: where.
+        pool: of memory that graphs which never run at the same time share (``torch.cuda.graph_pool_handle()``).
+
+    Attributes:
+        output: what the function returned, any nesting of tensors; every replay writes it anew, in place.
+        bytes: of device memory that the recording holds beside the function's own tensors.
+
+    Raises:
+        RuntimeError: the function cannot be recorded.
+    """
+
+    def __init__(self, function: Callable[[], Output], device: torch.device, pool: Any = None) -> None:
+        self._function = function
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self.bytes = 0
+        if device.type == "cuda":
+            self.output = self._captured(device, pool)
+        else:
+            self.output = function()
+
+    def _captured(self, device: torch.device, pool: Any) -> Output:
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                self._function()
+        torch.cuda.current_stream(device).wait_stream(side)
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        before, graph = torch.cuda.memory_reserved(device), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            output = self._function()
+        self._graph, self.bytes = graph, torch.cuda.memory_reserved(device) - before
+        self.replay()  # a capture computes nothing
+        return output
+
+    def replay(self) -> Output:
+        """Compute the output of what the function's tensors hold now."""
+        if self._graph is not None:
+            self._graph.replay()
+            return self.output
+        for own, new in zip(tree_leaves(self.output), tree_leaves(self._function()), strict=True):
+            if isinstance(own, Tensor):
+                own.copy_(new)
+        return self.output
