@@ -12,7 +12,7 @@ from transformers import Cache
 from multimodal.config import PruningConfig
 from multimodal.errors import reason_of
 from multimodal.families import Modules
-from multimodal.recording.bucket import Bucket
+from multimodal.recording.bucket import LEVEL, Bucket
 from multimodal.recording.prompts import Read, Reader, RecordedPrompt
 from multimodal.recording.reasons import call_reason, length_reason, model_reason
 from multimodal.recording.recordings import Recordings
@@ -108,6 +108,8 @@ class RecordedPath:
             first = self._modules.geometry.first_position
             positions = torch.arange(first, first + embeds.shape[1], device=embeds.device).unsqueeze(0)
         tensors = {"embeds": embeds, "positions": positions}
+        levels = kwargs.get("deepstack_visual_embeds") or ()
+        tensors |= {f"{LEVEL}{number}": prompt.spread(level) for number, level in enumerate(levels)}
         return tensors if prompt.blocks is None else tensors | {"blocks": prompt.blocks}
 
     def _bucket(self, prompt: Prompt, tensors: Mapping[str, Tensor]) -> Bucket:
