@@ -390,6 +390,7 @@ def without_data(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
     """Tensors of a GPU, without one."""
     monkeypatch.setattr(prompts, "Recorded", Watched)
     monkeypatch.setattr(tokens, "Recorded", Watched)
+    monkeypatch.setattr(prompts, "sendable", lambda numbers, device: torch.from_numpy(numbers))
     constants._made.cache_clear()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     yield FakeTensorMode(allow_non_fake_inputs=True)
