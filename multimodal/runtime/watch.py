@@ -24,6 +24,7 @@ from multimodal.layout import Layout
 from multimodal.runtime.attention import observed_attention
 from multimodal.runtime.hooks import Hook, MethodHook
 from multimodal.runtime.tower import TowerPruning
+from multimodal.runtime.windows import joined_windows
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]  # mean, standard deviation
 Modality = Literal["image", "video"]
@@ -123,6 +124,7 @@ def watch_vision(
         for name, modality in encoders.items():
             if hasattr(modules.base, name):
                 stack.callback(MethodHook(modules.base, name, partial(watching, modality)).remove)
+        stack.enter_context(joined_windows(modules.vision_tower))
         stack.enter_context(observed_attention(observers))
         yield
 
