@@ -15,6 +15,7 @@ from multimodal.errors import FlowpruneError
 from multimodal.evidence import VisionEvidence, token_evidence
 from multimodal.families import modules_of
 from multimodal.layout import Layout
+from multimodal.recording.recordings import Recordings
 from multimodal.runtime.answers import Compared
 from multimodal.runtime.attention import observed_attention
 from multimodal.runtime.cache import PrunedCache, begin_pruned
@@ -45,7 +46,7 @@ _in_use: WeakSet[nn.Module] = WeakSet()
 
 
 @contextmanager
-def prune(model: PreTrainedModel, config: PruningConfig) -> Iterator["Pruner"]:
+def prune(model: PreTrainedModel, config: PruningConfig, *, recordings: Recordings | None = None) -> Iterator["Pruner"]:
     """Prune the visual tokens of every prompt that the model reads inside the ``with`` block.
 
     The outputs of a pruned prefill are those of the tokens that are left, padded on the left; ``report[i].places``
@@ -63,7 +64,7 @@ def prune(model: PreTrainedModel, config: PruningConfig) -> Iterator["Pruner"]:
     Raises:
         FlowpruneError: the config does not fit the model, or the model is being pruned already; the model is untouched.
     """
-    pruner = Pruner(model, config)
+    pruner = Pruner(model, config, recordings)
     own = pruner.modules.model
     if own in _in_use:
         raise FlowpruneError("This model is being pruned already: leave the outer prune() block first.")
@@ -81,7 +82,8 @@ class Pruner:
     shows is kept by thread, what was pruned by the cache it went to.
     """
 
-    def __init__(self, model: PreTrainedModel, config: PruningConfig) -> None:
+    def __init__(self, model: PreTrainedModel, config: PruningConfig, recordings: Recordings | None = None) -> None:
+        self._recordings = recordings
         self.config = config
         self.modules = modules_of(model)
         check_fits(self.modules, config)
@@ -95,7 +97,9 @@ class Pruner:
         tower = tower_pruning(modules, config)
         if tower is not None:
             tower.attach(stack)
-        stack.enter_context(watch_vision(modules, self._requests, config.normalization, self._see_encoded, tower))
+        stack.enter_context(
+            watch_vision(modules, self._requests, config.normalization, self._see_encoded, tower, self._recordings)
+        )
         handles = [
             modules.model.register_forward_pre_hook(Hook(self._enter_model), with_kwargs=True),
             modules.base.register_forward_pre_hook(Hook(self._enter_base), with_kwargs=True),

@@ -8,81 +8,92 @@ block such a layer is told of one part, and what it then asks for is computed pa
 
 import inspect
 import threading
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from multimodal.constants import constant
 from multimodal.runtime.attention import EAGER, run_attention
 from multimodal.runtime.hooks import MethodHook
 
 ENDS = "cu_seqlens"
 EAGER_WEIGHTS = 1 << 26  # attention weights that one eager call may form
 
+_told = WeakTensorKeyDictionary()  # lengths of the parts, by where they end
+
 
 @dataclass(frozen=True)
-class Packing:
+class Cut:
     """How a packed sequence is cut.
 
     Args:
-        groups: (parts, tokens of each), for each size.
-        order: which token comes first, second, … where parts of one size stand together ``[tokens]``; None: they do.
-        inverse: of it.
-        whole: where a sequence of one part is cut ``[2]``, on the CPU.
+        lengths: of its parts.
+        sizes: (length, parts of that length), in order of appearance.
+        whole: where a sequence of one part would be cut ``[2]``, on the CPU.
     """
 
-    groups: tuple[tuple[int, int], ...]
-    order: Tensor | None
-    inverse: Tensor | None
+    lengths: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
     whole: Tensor
 
+    @cached_property
+    def mixed(self) -> bool:
+        """Whether parts of one length do not stand together."""
+        return self.lengths != tuple(length for length, parts in self.sizes for _ in range(parts))
 
-class Packings:
-    """How sequences are cut at some ends: read from the device once for every tensor of ends."""
 
-    def __init__(self) -> None:
-        self._known = WeakTensorKeyDictionary()
+def tell_ends(ends: Tensor, lengths: Sequence[int]) -> None:
+    """Tell how long the parts of a sequence are that is cut at some ends, which would be waited for otherwise.
 
-    def at(self, ends: Tensor) -> Packing:
-        """How a sequence is cut at these ends ``[parts + 1]``."""
-        if (known := self._known.get(ends)) is None:
-            known = self._known[ends] = packing(tuple(ends.diff().tolist()), ends.device)
-        return known
+    Args:
+        ends: that a tower will be handed ``[parts + 1]``.
+        lengths: of the parts.
+    """
+    _told[ends] = tuple(lengths)
+
+
+def _lengths(ends: Tensor) -> tuple[int, ...]:
+    """How long the parts are that end there: read from the device once for every tensor that nobody told of."""
+    if ends not in _told:
+        tell_ends(ends, ends.diff().tolist())
+    return _told[ends]
 
 
 @lru_cache(maxsize=64)
-def packing(lengths: Sequence[int], device: torch.device) -> Packing:
-    """How a sequence of parts of these lengths is cut, for tensors on a device."""
-    members = defaultdict(list)
-    for part, length in enumerate(lengths):
-        members[length].append(part)
-    places = [part for parts in members.values() for part in parts]
-    with torch.inference_mode(False):  # they are kept, and an inference tensor could not be used for gradients later
-        tokens = torch.arange(sum(lengths), device="cpu").split(list(lengths))
-        order = inverse = None
-        if places != sorted(places):
-            order = torch.cat([tokens[part] for part in places])
-            order, inverse = (index.to(device, non_blocking=True) for index in (order, order.argsort()))
-        groups = tuple((len(parts), length) for length, parts in members.items())
-        return Packing(groups, order, inverse, torch.tensor([0, sum(lengths)], device="cpu"))
+def cut_into(lengths: tuple[int, ...]) -> Cut:
+    """How a sequence of parts of these lengths is cut."""
+    with torch.inference_mode(False):  # it is kept, and an inference tensor could not be used for gradients later
+        return Cut(lengths, tuple(Counter(lengths).items()), torch.tensor([0, sum(lengths)], device="cpu"))
+
+
+def _order(cut: tuple[int, ...]) -> Tensor:
+    """Which token comes first, second, … where parts of one length stand together."""
+    tokens = torch.arange(sum(cut), device="cpu").split(list(cut))
+    first = list(Counter(cut))
+    return torch.cat([tokens[part] for part in sorted(range(len(cut)), key=lambda part: first.index(cut[part]))])
+
+
+def _inverse(cut: tuple[int, ...]) -> Tensor:
+    return _order(cut).argsort()
 
 
 class _UnderWay(threading.local):
     """The layer under way in this thread: how what it asks for is cut."""
 
-    packing: Packing | None = None
+    cut: Cut | None = None
 
 
 @contextmanager
 def joined_windows(tower: nn.Module) -> Iterator[None]:
     """Let a tower's windows attend together inside the ``with`` block; a tower that packs nothing is left alone."""
-    packings, own = Packings(), _UnderWay()
+    own = _UnderWay()
 
     def run(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         config, ends = module.config, kwargs.get(ENDS)
@@ -90,17 +101,17 @@ def joined_windows(tower: nn.Module) -> Iterator[None]:
         weights = kwargs.get("output_attentions", getattr(config, "output_attentions", False))
         if ends is None or flash or weights:
             return forward(*args, **kwargs)
-        own.packing = packings.at(ends)
+        own.cut = cut_into(_lengths(ends))
         try:
-            output = forward(*args, **kwargs | {ENDS: own.packing.whole})
+            output = forward(*args, **kwargs | {ENDS: own.cut.whole})
             # an attention function that was not there when the block was opened takes no notice of it
-            return output if own.packing is None else forward(*args, **kwargs)
+            return output if own.cut is None else forward(*args, **kwargs)
         finally:
-            own.packing = None
+            own.cut = None
 
     def attend(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        packing, own.packing = own.packing, None
-        return function(*args, **kwargs) if packing is None else _attended(packing, function, *args, **kwargs)
+        cut, own.cut = own.cut, None
+        return function(*args, **kwargs) if cut is None else _attended(cut, function, *args, **kwargs)
 
     modules = [module for module in tower.modules() if _packs(module)]
     with ExitStack() as stack:
@@ -117,11 +128,16 @@ def _packs(module: nn.Module) -> bool:
 
 
 def _takes_ends(module: nn.Module) -> bool:
-    return ENDS in inspect.signature(inspect.unwrap(type(module).forward)).parameters
+    return _has_ends(type(module).forward)
+
+
+@cache
+def _has_ends(forward: Callable[..., Any]) -> bool:
+    return ENDS in inspect.signature(inspect.unwrap(forward)).parameters
 
 
 def _attended(
-    packing: Packing,
+    cut: Cut,
     function: Callable[..., Any],
     module: nn.Module,
     query: Tensor,
@@ -132,16 +148,18 @@ def _attended(
 ) -> tuple[Tensor, None]:
     """Each part of a sequence ``[1, heads, tokens, d]`` attends to itself → ``[1, tokens, heads, d]``."""
     parts, outputs, first = [query, key, value], [], 0
-    if packing.order is not None:
-        parts = [part.index_select(2, packing.order) for part in parts]
-    for number, length in packing.groups:
+    if cut.mixed:
+        order = constant(_order, query.device, cut.lengths)
+        parts = [part.index_select(2, order) for part in parts]
+    for length, number in cut.sizes:
         most = number
-        if function.__name__ == EAGER:
+        if getattr(function, "__name__", None) == EAGER:
             most = max(1, EAGER_WEIGHTS // (query.shape[1] * length**2))
         tokens = [part[0, :, first : first + number * length] for part in parts]
         batches = [part.unflatten(1, (number, length)).transpose(0, 1).split(most) for part in tokens]
         outputs += [function(module, *own, *args, **kwargs)[0].flatten(0, 1) for own in zip(*batches, strict=True)]
         first += number * length
     output = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-    output = output if packing.inverse is None else output.index_select(0, packing.inverse)
+    if cut.mixed:
+        output = output.index_select(0, constant(_inverse, query.device, cut.lengths))
     return output.unsqueeze(0), None
