@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from multimodal.runtime.hooks import Hook, MethodHook
 from multimodal.runtime.seen import Seen, tower_views
 from multimodal.runtime.tower import TowerPruning
 from multimodal.runtime.windows import joined_windows
+
+if TYPE_CHECKING:
+    from multimodal.recording.tower import RecordedTower
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]  # mean, standard deviation
 Modality = Literal["image", "video"]
@@ -65,92 +68,124 @@ def watch_vision(
         tower: what prunes inside the tower.
         recordings: where the tower and what it shows are recorded; None: they are not.
     """
-    geometry, seen, requests = modules.geometry, Seen(), list(requests)
+    watch = _Watch(modules, requests, normalization, on_encoded, tower, recordings)
+    with ExitStack() as stack:
+        watch.attach(stack)
+        yield
 
-    def see_attention(
-        names: Sequence[float], queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softcap: float | None
+
+class _Watch:
+    """See :func:`watch_vision`."""
+
+    def __init__(
+        self,
+        modules: Modules,
+        requests: Iterable[VisionRequest],
+        normalization: Normalization | None,
+        on_encoded: OnEncoded,
+        tower: TowerPruning | None,
+        recordings: Recordings | None,
     ) -> None:
-        if seen.under_way:
-            for layer in names:
-                seen.attention[layer].append(LayerAttention(queries, keys, values, scaling))
+        self._modules, self._requests, self._normalization = modules, tuple(requests), normalization
+        self._on_encoded, self._tower = on_encoded, tower
+        self._seen = Seen()
+        known = self._requests, normalization, None if tower is None else tower.known
+        self._recorded = None if recordings is None else recordings.tower(modules, known)
 
-    def see_features(layer: float, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if seen.under_way:
-            seen.features[layer].append(output[0] if isinstance(output, tuple) else output)
+    def attach(self, stack: ExitStack) -> None:
+        """Put the hooks on; the stack takes them off."""
+        modules, requests = self._modules, self._requests
+        for layer in {layer for request in requests for layer in request.feature_layers}:
+            hook = Hook(partial(self._see_features, layer))
+            stack.callback(modules.vision_layer(layer).register_forward_hook(hook).remove)
+        hook = Hook(self._enter_tower)
+        stack.callback(modules.vision_tower.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        encoders: dict[str, Modality] = {"get_image_features": "image", "get_video_features": "video"}
+        for name, modality in encoders.items():
+            if hasattr(modules.base, name):
+                stack.callback(MethodHook(modules.base, name, partial(self._encode, modality)).remove)
+        if self._recorded is not None:
+            stack.callback(MethodHook(modules.vision_tower, "forward", partial(self._run, self._recorded)).remove)
+        stack.enter_context(joined_windows(modules.vision_tower))
+        named: dict[nn.Module, list[float]] = defaultdict(list)  # a layer may go by several names
+        for layer in sorted({layer for request in requests for layer in request.attention_layers}):
+            named[modules.vision_layer(layer)].append(layer)
+        observers = {module: partial(self._see_attention, names) for module, names in named.items()}
+        stack.enter_context(observed_attention(observers))
 
-    def given(kwargs: dict[str, Any]) -> dict[str, Any]:
-        assert seen.layouts is not None and seen.pixels is not None
-        grids = geometry.tower_grids(seen.layouts)
-        return given_of_grids(modules.vision_tower, grids, seen.pixels.device) | kwargs
-
-    def enter_tower(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not seen.under_way:
-            return None
-        seen.pixels = args[0] if args else kwargs["pixel_values"]
-        return None if recorded is not None else (args, given(kwargs))
-
-    def forget() -> None:
-        seen.forget()
-        if tower is not None:
-            tower.scores()
-
-    def evidence() -> list[VisionEvidence]:
-        with torch.no_grad():
-            scores = [] if tower is None else tower.scores()
-            views = tower_views(modules, seen, requests, normalization, scores)
-            return [VisionEvidence.of(each, requests) for each in views]
-
-    def run_tower(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        def shown(*args: Any, **kwargs: Any) -> tuple[Any, list[VisionEvidence]]:
-            forget()
-            seen.pixels = args[0] if args else kwargs["pixel_values"]
-            return run(*args, **given(kwargs)), evidence()
-
-        if recorded is None or seen.layouts is None:
-            return run(*args, **kwargs)
-        pixels = seen.pixels
-        if (found := recorded.encoded(shown, seen.layouts, args, kwargs)) is not None:
-            output, seen.evidence = found
-            return output
-        forget()  # what an attempt to record has shown
-        seen.pixels = pixels
-        return run(*args, **given(kwargs))
-
-    def watching(modality: Modality, encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _encode(self, modality: Modality, encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        seen, geometry = self._seen, self._modules.geometry
         if seen.under_way:  # some models encode videos as images
             return encode(*args, **kwargs)
         inputs = inspect.signature(encode).bind(*args, **kwargs).arguments
         inputs |= inputs.pop("kwargs", {})
+        # sizes that lie on the device are waited for, so before the tower is under way
         layouts = geometry.layouts(inputs) if modality == "image" else geometry.video_layouts(inputs)
-        seen.begin(layouts)  # before the tower is: sizes that lie on the device are waited for
+        seen.begin(layouts)
         try:
             output = encode(*args, **kwargs)
-            found = evidence() if seen.evidence is None else seen.evidence
+            evidence = self._evidence() if seen.evidence is None else seen.evidence
         finally:
-            forget()
+            self._forget()
             seen.end()
-        on_encoded(modality, output, layouts, found)
+        self._on_encoded(modality, output, layouts, evidence)
         return output
 
-    recorded = None
-    if recordings is not None:
-        pruned = None if tower is None else tower.known
-        recorded = recordings.tower(modules, (tuple(requests), normalization, pruned))
-    named: dict[nn.Module, list[float]] = defaultdict(list)  # a layer may go by several names
-    for layer in sorted({layer for request in requests for layer in request.attention_layers}):
-        named[modules.vision_layer(layer)].append(layer)
-    observers = {module: partial(see_attention, names) for module, names in named.items()}
-    encoders: dict[str, Modality] = {"get_image_features": "image", "get_video_features": "video"}
-    with ExitStack() as stack:
-        for layer in {layer for request in requests for layer in request.feature_layers}:
-            hook = Hook(partial(see_features, layer))
-            stack.callback(modules.vision_layer(layer).register_forward_hook(hook).remove)
-        stack.callback(modules.vision_tower.register_forward_pre_hook(Hook(enter_tower), with_kwargs=True).remove)
-        for name, modality in encoders.items():
-            if hasattr(modules.base, name):
-                stack.callback(MethodHook(modules.base, name, partial(watching, modality)).remove)
-        if recorded is not None:
-            stack.callback(MethodHook(modules.vision_tower, "forward", run_tower).remove)
-        stack.enter_context(joined_windows(modules.vision_tower))
-        stack.enter_context(observed_attention(observers))
-        yield
+    def _enter_tower(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self._seen.under_way:
+            return None
+        self._seen.pixels = args[0] if args else kwargs["pixel_values"]
+        return None if self._recorded is not None else (args, self._given(kwargs))
+
+    def _run(self, recorded: "RecordedTower", run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        seen = self._seen
+        if seen.layouts is None:
+            return run(*args, **kwargs)
+        pixels = seen.pixels
+        if (found := recorded.encoded(partial(self._shown, run), seen.layouts, args, kwargs)) is not None:
+            output, seen.evidence = found
+            return output
+        self._forget()  # what an attempt to record has shown
+        seen.pixels = pixels
+        return run(*args, **self._given(kwargs))
+
+    def _shown(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, list[VisionEvidence]]:
+        """The tower's output, and the evidence of what it has shown."""
+        self._forget()
+        self._seen.pixels = args[0] if args else kwargs["pixel_values"]
+        return run(*args, **self._given(kwargs)), self._evidence()
+
+    def _given(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The tower's arguments, with those that follow from what is encoded."""
+        seen, modules = self._seen, self._modules
+        assert seen.layouts is not None and seen.pixels is not None
+        grids = modules.geometry.tower_grids(seen.layouts)
+        return given_of_grids(modules.vision_tower, grids, seen.pixels.device) | kwargs
+
+    def _evidence(self) -> list[VisionEvidence]:
+        with torch.no_grad():
+            scores = [] if self._tower is None else self._tower.scores()
+            views = tower_views(self._modules, self._seen, self._requests, self._normalization, scores)
+            return [VisionEvidence.of(each, self._requests) for each in views]
+
+    def _forget(self) -> None:
+        self._seen.forget()
+        if self._tower is not None:
+            self._tower.scores()
+
+    def _see_attention(
+        self,
+        names: Sequence[float],
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scaling: float,
+        softcap: float | None,
+    ) -> None:
+        if self._seen.under_way:
+            for layer in names:
+                self._seen.attention[layer].append(LayerAttention(queries, keys, values, scaling))
+
+    def _see_features(self, layer: float, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._seen.under_way:
+            self._seen.features[layer].append(output[0] if isinstance(output, tuple) else output)
