@@ -42,3 +42,8 @@ def constants_held() -> Iterator[list[Tensor]]:
 def integers(*values: int) -> Tensor:
     """Some integers, on the CPU ``[values]``."""
     return torch.tensor(values, dtype=torch.long, device="cpu")
+
+
+def counting(first: int, end: int) -> Tensor:
+    """``first`` … ``end − 1``, on the CPU."""
+    return torch.arange(first, end, device="cpu")
