@@ -35,15 +35,20 @@ class _Unwaiting(TorchDispatchMode):
         name = function._schema.name.removeprefix("aten::")
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         here = [tensor for tensor in given if tensor.device == self._device]
-        chooses = name in CHOOSE and any(tensor.dtype in (torch.bool, torch.uint8) for tensor in tree_leaves(args[1]))
-        if here and (chooses or name in WAITS):
+        if here and (name in WAITS or (name in CHOOSE and any(map(_is_mask, tree_leaves(args[1]))))):
             raise RuntimeError(f"{name} waits for the device")
+        if name == "lift_fresh" and any(tensor.ndim for tensor in here):
+            raise RuntimeError(f"{name} copies numbers of the host to the device")
         output = function(*args, **(kwargs or {}))
         made = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         elsewhere = [tensor for tensor in (*given, *made) if tensor.device != self._device and tensor.ndim]
         if elsewhere and (here or any(tensor.device == self._device for tensor in made)):
             raise RuntimeError(f"{name} copies between {elsewhere[0].device.type} and {self._device.type}")
         return output
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
 
 
 @contextmanager

@@ -35,7 +35,12 @@ from multimodal.testing.oracles import MEAN, STD, tiny
 from multimodal.testing.tiny_models import FAMILIES, build, sample
 from multimodal.versions import WINDOWS_APART
 
-REQUESTS: tuple[VisionRequest, ...] = (ReceivedAttention(layer=-1), VisionFeatures(layer=-1), PatchEntropy())
+REQUESTS: tuple[VisionRequest, ...] = (
+    ReceivedAttention(layer=-1),
+    ContextRelevance(layer=-1, threshold=1.5),
+    VisionFeatures(layer=-1),
+    PatchEntropy(),
+)
 GRIDS = {"glm4v", "glm46v", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"}  # where they can be handed over
 OTHERS = {
     "idefics3": "waits for the device",
@@ -263,7 +268,7 @@ WAITING = {
     "nonzero": lambda x: x.nonzero(),
     "mask": lambda x: x[x > 0],
     "set": lambda x: x.__setitem__(x > 0, x[:1]),
-    "repeats": lambda x: x.repeat_interleave(torch.tensor([1, 2, 3])),
+    "repeats": lambda x: x.repeat_interleave(x.long()),
     "branch": lambda x: 1 if (x > 0).any() else 0,
 }
 
@@ -281,3 +286,5 @@ def test_what_is_copied_from_the_host_is_found() -> None:
         torch.zeros(3, device=device).repeat_interleave(2, 0).add_(1)
     with pytest.raises(RuntimeError, match="copies between cpu and meta"), unwaiting(device):
         torch.zeros(3).to(device)
+    with pytest.raises(RuntimeError, match="copies numbers of the host"), unwaiting(torch.device("cpu")):
+        torch.tensor([1, 2])
