@@ -36,7 +36,6 @@ class RecordedTower:
         weights = tuple(parameter.data_ptr() for parameter in tower.parameters())
         self._recordings, self._modules = recordings, modules
         self._known = ref(tower), weights, known
-        self._failed: set[Hashable] = set()
         self._hooks = [
             hooks for module in tower.modules() for hooks in (module._forward_pre_hooks, module._forward_hooks)
         ]
@@ -61,16 +60,13 @@ class RecordedTower:
         leaves, form = tree_flatten((args, kwargs))
         given = tuple(_kind(leaf, pixels.device) for leaf in leaves), repr(form)
         shapes = tuple((layout.grids, layout.views) for layout in layouts) if pixels.ndim == 2 else ()
-        key = "tower", *self._known, tower.config._attn_implementation, shapes, given
-        if key in self._failed:
-            return None
+        asked = "tower", *self._known, tower.config._attn_implementation
+        key = *asked, shapes, given
         with own.lock:
             if (known := cast(TowerRecording | None, own.find(key))) is not None:
                 return known.replay(shown, args, kwargs)
             pool = own.pool(pixels.device)
-            made = own.record(key, lambda: TowerRecording(shown, args, kwargs, pixels.device, pool))
-            if made is None:
-                self._failed.add(key)
+            made = own.record(key, lambda: TowerRecording(shown, args, kwargs, pixels.device, pool), alike=asked)
             return None if made is None else made.taken()
 
     def _parts_reason(self) -> str:

@@ -28,6 +28,7 @@ from multimodal.evidence import (
 from multimodal.families import modules_of
 from multimodal.recording.recordings import Recordings
 from multimodal.recording.unwaiting import unwaiting
+from multimodal.runtime.hooks import Hook
 from multimodal.runtime.tower import tower_pruning
 from multimodal.runtime.watch import watch_vision
 from multimodal.testing.contracts import families
@@ -131,8 +132,20 @@ def test_an_encoding_that_fails_leaves_no_scores_for_the_next() -> None:
         assert all(map(torch.equal, pruner.report[0].kept, expected))
 
 
+def test_a_tower_that_waits_is_tried_once() -> None:
+    """Not for every shape and every block again."""
+    model, recordings, runs = build("smolvlm"), Recordings(), []
+    samples = [sample(model, images=number, seed=number) for number in (1, 2)]
+    assert_declined(recordings, "waits for the device", lambda: encoded(model, samples[0], recordings))
+    handle = modules_of(model).vision_layer(-1).register_forward_hook(Hook(lambda *_: runs.append(1)))
+    for inputs in samples:
+        assert_same(encoded(model, inputs, recordings), encoded(model, inputs, None))
+    handle.remove()
+    assert len(runs) == 4
+
+
 def foreign_hook(model: PreTrainedModel) -> Any:
-    return model.model.vision_tower.encoder.layers[1].register_forward_hook(lambda *_: None)
+    return modules_of(model).vision_layer(-2).register_forward_hook(lambda *_: None)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +177,7 @@ def test_a_hook_that_comes_later_is_run() -> None:
     with watch_vision(modules_of(model), REQUESTS, (MEAN, STD), lambda *_: None, recordings=recordings):
         model.model.get_image_features(pixels)
         assert len(recordings) == 1
-        handle = model.model.vision_tower.encoder.layers[1].register_forward_hook(lambda *_: ran.append(1))
+        handle = modules_of(model).vision_layer(-2).register_forward_hook(lambda *_: ran.append(1))
         with pytest.warns(UserWarning, match="hooks of others"):
             model.model.get_image_features(pixels)
         assert ran == [1]
