@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,11 +61,14 @@ def run_worker(
 
         def after_batch(discrepancies: list[float]) -> None:
             nonlocal reported
-            for step, value in enumerate(discrepancies[reported:] if may_stop else [], reported):
-                trial.report(value, step)
+            seen = dict(zip(objective.order, discrepancies, strict=False))
+            for sample in (
+                objective.order[reported : len(seen)] if may_stop else []
+            ):  # a step a sample, whatever the batches
+                trial.report(seen[sample], sample)
             reported = len(discrepancies)
             if may_stop and reported < objective.samples and trial.should_prune():
-                _stop_if_worse(study, discrepancies)
+                _stop_if_worse(study, seen)
 
         try:
             discrepancies = objective.evaluate(config, after_batch)
@@ -120,7 +123,7 @@ class _ClearlyWorse(Exception):
         self.estimate = estimate
 
 
-def _stop_if_worse(study: optuna.Study, discrepancies: list[float]) -> None:
+def _stop_if_worse(study: optuna.Study, discrepancies: Mapping[int, float]) -> None:
     """End a trial that ranks behind the best one on the samples that both saw, if its mean is worse, too.
 
     Optuna hides pruned trials from samplers such as GPSampler, which would learn nothing from most of a search; so the
@@ -128,7 +131,7 @@ def _stop_if_worse(study: optuna.Study, discrepancies: list[float]) -> None:
     discrepancy, plus how much worse it was on the samples that both saw. It is never the best.
     """
     best = best_trial(study)
-    worse = [value - best.intermediate_values[step] for step, value in enumerate(discrepancies)]
+    worse = [value - best.intermediate_values[sample] for sample, value in discrepancies.items()]
     estimate = discrepancy(best) + sum(worse) / len(worse)
     if estimate > discrepancy(best):
         raise _ClearlyWorse(estimate)

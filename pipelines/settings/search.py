@@ -1,6 +1,6 @@
 """conf/search: how it is searched."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -26,4 +26,4 @@ class SearchSettings(Group):
     startup: int = Field(ge=1)
     early_stopping: bool
     objective: Literal["discrepancy", "kl"]
-    batch_size: int = Field(ge=1)
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"]

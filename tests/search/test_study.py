@@ -291,6 +291,22 @@ def test_a_trial_that_is_worse_on_most_samples_but_better_on_average_goes_on(tmp
     assert best_trial(study).number == 1
 
 
+def test_trials_are_compared_sample_by_sample_whatever_the_order_of_each_worker(tmp_path):
+    study = make_study(tmp_path)
+    study.enqueue_trial({"entropy_weight": 0.3})
+    study.enqueue_trial({"entropy_weight": 0.3})
+    work(study, 1, StandIn(samples=24, spread=0))
+    other = StandIn(samples=24, spread=0)
+    other.order = [5 * place % 24 for place in range(24)]
+    other.evaluate = lambda config, after_batch: (
+        after_batch(found := [0.01 * (1 + n % 3) for n in other.order]) or found
+    )
+    work(study, 2, other)
+    first, second = study.get_trials()
+    assert second.intermediate_values == pytest.approx(first.intermediate_values)
+    assert list(first.intermediate_values) == list(range(24))
+
+
 @pytest.mark.parametrize("sampler", ["gp", "tpe", "random"])
 def test_a_trial_costs_one_read_of_all_trials_whatever_the_sampler(sampler, tmp_path, monkeypatch):
     study, reads = make_study(tmp_path, sampler=sampler, startup=3, early_stopping=False), []
