@@ -46,6 +46,15 @@ class VisionEvidence:
         """The same, its views counted from another number on."""
         return replace(self, views=tuple(view + views for view in self.views))
 
+    def of_views(self, views: Sequence[int]) -> "VisionEvidence | None":
+        """What it shows of some views, counted anew in their order; None if that is nothing."""
+        numbers = {view: number for number, view in enumerate(views)}
+        own = [place for place, view in enumerate(self.views) if view in numbers]
+        if not own:
+            return None
+        part = self.mapped(lambda tensor: tensor[own])
+        return replace(part, views=tuple(numbers[self.views[place]] for place in own))
+
     def to(self, device: torch.device) -> "VisionEvidence":
         """The same on another device."""
         return self.mapped(lambda tensor: tensor.to(device))
