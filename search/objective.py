@@ -74,6 +74,7 @@ class Objective:
     Attributes:
         samples: how many samples a whole evaluation looks at.
         workload: what schedules leave of their prompts' costs.
+        device: of the language model.
         order: which sample each one in the batches is, one after the other.
         batches: on the model's device, or on the host; one that turns out too large for the device is halved.
     """
@@ -91,12 +92,22 @@ class Objective:
         prompts = [(sample.layouts, int((~sample.is_visual).sum())) for sample in samples]
         self.samples = len(samples)
         self.workload = Workload(modules.text_model.config, prompts, lambda: [each.varieties for each in samples])
-        self._samples, self._device = samples, modules.text_model.device
+        self._samples, self.device = samples, modules.text_model.device
         lengths, element = [len(sample.embeds) for sample in samples], modules.text_model.dtype.itemsize
-        groups = grouped(lengths, batch_size, self._device, modules.text_model.config, element)
+        groups = grouped(lengths, batch_size, self.device, modules.text_model.config, element)
         random.Random(seed).shuffle(groups)
         self.order = [number for group in groups for number in group]
-        self.batches = placed((make_batch(samples, group) for group in groups), self._device)
+        self.batches = placed((make_batch(samples, group) for group in groups), self.device)
+
+    @property
+    def placement(self) -> str:
+        """Where the samples are, and how many prefills a trial is, in words."""
+        held = sum(batch.bytes for batch in self.batches if batch.embeds.device == self.device)
+        prefills, most = len(self.batches), max(len(batch.numbers) for batch in self.batches)
+        return (
+            f"a trial is {prefills} {'prefill' if prefills == 1 else 'prefills'} of at most {most} samples, "
+            f"{held / 2**20:,.0f} MiB of which stay on {self.device}"
+        )
 
     def shares(self, config: PruningConfig) -> dict[str, float]:
         """Retention, and prefill FLOPs and KV bytes as shares of the unpruned model's, over all samples."""
@@ -139,14 +150,14 @@ class Objective:
     def _tried(self, batch: Batch, pruner: Pruner) -> tuple[Tensor, Tensor] | None:
         """A batch's last hidden states, pruned and unpruned; None if the device has no room for it."""
         try:
-            batch = batch.to(self._device)
+            batch = batch.to(self.device)
             return self.last_states(batch, pruner, pruner.config.method.tower is not None), batch.reference
         except torch.OutOfMemoryError:
             return None
 
     def _halve(self, place: int) -> None:
         """Put two batches in place of one that the device has no room for."""
-        numbers, device = self.batches[place].numbers, self._device
+        numbers, device = self.batches[place].numbers, self.device
         if len(numbers) == 1:
             raise FlowpruneError(
                 f"The prefill of one calibration sample of {self.batches[place].embeds.shape[1]} tokens does not fit "

@@ -104,4 +104,7 @@ def test_samples_stay_on_a_gpu_while_they_fit_and_the_others_are_pinned(monkeypa
     tensors = [*on_device[0].text_inputs.values(), on_device[0].reference, *on_device[0].evidence[0].tensors().values()]
     assert {tensor.device for tensor in tensors} == {GPU}
     assert not pinned  # no CUDA here
+    whole.device, whole.batches = GPU, found
+    mib = sum(batch.bytes for batch in on_device) / 2**20
+    assert whole.placement == f"a trial is 5 prefills of at most 1 samples, {mib:,.0f} MiB of which stay on meta"
     assert placed(batches, CPU) == batches and objective().evaluate(CONFIGS["compact"])
