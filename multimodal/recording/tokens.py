@@ -99,9 +99,9 @@ class Lease:
         self._first = {}
         layers: list[Any] = cache.layers
         for number, layer in enumerate(layers):
-            width = ledger.at(number).index.shape[1]
+            keys, width = slots.keys[number], ledger.at(number).index.shape[1]
             self._first[number] = slots.width[number] - width
-            layer.lazy_initialization(slots.keys[number], slots.values[number])
+            layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
         self._layers = [ref(layer) for layer in layers]
         self._show()
 
@@ -127,6 +127,8 @@ class Lease:
                 own = slice(self._first[number], self._slots.width[number] + self._tokens)
                 layer.keys = self._slots.keys[number][:, :, own]
                 layer.values = self._slots.values[number][:, :, own]
+                if layer.is_sliding:  # a window that hides nothing yet
+                    layer.cumulative_length = own.stop - own.start
 
     def end(self) -> None:
         """Let go of the slots; a cache that still lives gets copies."""

@@ -117,6 +117,17 @@ def test_positions_and_backends(positions: str, attention: str) -> None:
     assert len(recordings) == 2
 
 
+def test_windows_longer_than_a_prompt_with_its_answer() -> None:
+    model, recordings = copy.deepcopy(tiny("gemma3")), Recordings(new_tokens=8)
+    model.config.text_config.sliding_window = 200
+    for layer in modules_of(model).text_layers:
+        if layer.self_attn.sliding_window is not None:
+            layer.self_attn.sliding_window = 200
+    for inputs in (sample(model, images=1), batch(mixed_samples(model)[:2])):
+        compare(model, config(STEPS, recycling_cell=2.5), inputs, recordings)
+    assert len(recordings) == 2
+
+
 def test_videos() -> None:
     model = tiny("qwen2_5_vl")
     compare(model, config(STEPS), sample(model, images=1, videos=1), recordings := held())
