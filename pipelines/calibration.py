@@ -20,7 +20,7 @@ from pipelines.workspace import Workspace
 from search.calibration import FORMAT, CalibrationSample, observe_samples
 from search.digest import digest
 
-TOKENS = 2**14, 2**11  # that are read unpruned at once, on a GPU and on a CPU
+TOKENS = 2**14, 2**11  # that are read unpruned at once, on a CUDA device and elsewhere
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _observe(
         FlowpruneError: the device has no room for one sample.
     """
     device, left, at_once = opened.model.device, list(numbers), 1
-    tokens = TOKENS[device.type == "cpu"]
+    tokens = TOKENS[device.type != "cuda"]
     while left:
         chosen = _alike(samples, left)[:at_once]
         inputs = build_inputs(opened, [samples[number] for number in chosen])

@@ -10,13 +10,13 @@ from multimodal.costs import head_dim, key_heads
 
 BatchSize = int | Literal["auto"]
 
-ROWS = 16  # auto on a CPU, which computes no faster with more
+ROWS = 16  # auto where free memory is not known, as on a CPU, which computes no faster with more
 TOKENS = 2**16  # auto on a GPU, unpruned: a tenth of them keep it busy for longer than the host takes to launch
 PREFILL, HELD = 0.5, 0.25  # of a GPU's free memory: what a prefill may take, and samples that stay there
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a GPU, what torch holds unused included; None: not known, or the host's own."""
+    """Memory that is free on a CUDA device, what torch holds unused included; None: not known."""
     if device.type != "cuda":
         return None
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -60,16 +60,15 @@ def grouped(
         text_config: of the language model.
         element_bytes: of its dtype.
     """
-    rows, most, free = batch_size, None, free_bytes(device)
-    if rows == "auto":
-        rows, most = (ROWS, None) if device.type == "cpu" else (len(lengths), TOKENS)
+    free = free_bytes(device) if batch_size == "auto" else None
+    rows = batch_size if batch_size != "auto" else ROWS if free is None else len(lengths)
     groups: list[list[int]] = [[]]
     for number in sorted(range(len(lengths)), key=lengths.__getitem__):
         own, longest = len(groups[-1]) + 1, lengths[number]  # the others are not longer
         full = own > rows
-        if most is not None:
-            full |= own * longest > most
-            full |= free is not None and prefill_bytes(text_config, own, longest, element_bytes) > PREFILL * free
+        if free is not None:
+            taken = prefill_bytes(text_config, own, longest, element_bytes)
+            full = own * longest > TOKENS or taken > PREFILL * free
         if full and groups[-1]:
             groups.append([])
         groups[-1].append(number)
