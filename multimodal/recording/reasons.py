@@ -11,7 +11,8 @@ from multimodal.costs import sliding_window
 from multimodal.families import Modules
 from multimodal.runtime.hooks import Hook
 
-PLAIN = ("attention_mask", "position_ids", "inputs_embeds", "use_cache", "cache", "past_key_values", "cache_position")
+PLAIN = {"attention_mask", "position_ids", "inputs_embeds", "use_cache", "cache", "past_key_values", "cache_position"}
+PLAIN |= {"visual_pos_masks", "deepstack_visual_embeds"}
 
 
 def model_reason(modules: Modules, config: PruningConfig) -> str | None:
@@ -24,8 +25,6 @@ def model_reason(modules: Modules, config: PruningConfig) -> str | None:
     text = modules.text_model
     if config.adaptive is not None or not config.exact:
         return f"{config.method.name} finds its counts while it reads: set adaptive to null and counts to exact"
-    if modules.geometry.deepstack_layers:
-        return f"{modules.geometry.model_type} adds visual features again inside the language model"
     if len({parameter.device for parameter in text.parameters()}) > 1:
         return "the language model lies on several devices"
     if text.device.type == "meta" or any(hasattr(module, "_hf_hook") for module in text.modules()):
