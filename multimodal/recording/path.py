@@ -12,9 +12,9 @@ from transformers import Cache
 from multimodal.config import PruningConfig
 from multimodal.errors import reason_of
 from multimodal.families import Modules
-from multimodal.recording.bucket import Bucket
+from multimodal.recording.bucket import LEVEL, Bucket
 from multimodal.recording.prompts import Read, Reader, RecordedPrompt
-from multimodal.recording.reasons import call_reason, model_reason
+from multimodal.recording.reasons import call_reason, length_reason, model_reason
 from multimodal.recording.recordings import Recordings
 from multimodal.recording.tokens import Lease, RecordedToken
 from multimodal.runtime.cache import PrunedCache, begin_recorded
@@ -29,6 +29,7 @@ class _Held:
     prompt: RecordedPrompt
     token: RecordedToken | None = None
     lease: Lease | None = None
+    steps: bool = True  # whether the decoding step can be recorded
 
     def release(self) -> None:
         """Take the slots from who holds them."""
@@ -88,8 +89,12 @@ class RecordedPath:
             self._recordings.decline(reason)
             return None
         tensors = self._tensors(prompt, kwargs)
+        bucket = self._bucket(prompt, tensors)
+        if (reason := length_reason(self._modules, bucket.length + self._recordings.new_tokens)) is not None:
+            self._recordings.decline(reason)
+            return None
         with self._recordings.lock, torch.no_grad():
-            if (held := self._held(prompt, tensors)) is None:
+            if (held := self._held(bucket, prompt, tensors)) is None:
                 return None
             hidden, outcome, ledger = held.prompt.outcome(prompt)
             if cache is not None:
@@ -104,13 +109,17 @@ class RecordedPath:
             first = self._modules.geometry.first_position
             positions = torch.arange(first, first + embeds.shape[1], device=embeds.device).unsqueeze(0)
         tensors = {"embeds": embeds, "positions": positions}
+        levels = kwargs.get("deepstack_visual_embeds") or ()
+        tensors |= {f"{LEVEL}{number}": prompt.spread(level) for number, level in enumerate(levels)}
         return tensors if prompt.blocks is None else tensors | {"blocks": prompt.blocks}
 
-    def _held(self, prompt: Prompt, tensors: Mapping[str, Tensor]) -> _Held | None:
+    def _bucket(self, prompt: Prompt, tensors: Mapping[str, Tensor]) -> Bucket:
+        known = *self._known, self._modules.text_model.config._attn_implementation
+        return Bucket.of(prompt, self._recordings.text_multiple, tensors, known)
+
+    def _held(self, bucket: Bucket, prompt: Prompt, tensors: Mapping[str, Tensor]) -> _Held | None:
         """The recording of a prompt's bucket, which has read it."""
         own, reader = self._recordings, self._reader
-        known = *self._known, self._modules.text_model.config._attn_implementation
-        bucket = Bucket.of(prompt, own.text_multiple, tensors, known)
         held = cast(_Held | None, own.find(bucket))
         if held is None:
             device = tensors["embeds"].device
@@ -134,17 +143,17 @@ class RecordedPath:
             kwargs: the text model's arguments.
         """
         held, lease = self._leases.get(cache, (None, None))
-        if held is None or lease is None or held.lease is not lease or lease.ledger is not cache.ledger:
-            return None
-        if call_reason(self._modules.text_model, cache, kwargs) is not None:
-            return None
-        if not lease.room:
-            self._recordings.tell(
-                f"An answer is longer than the {self._recordings.new_tokens} tokens that recordings have room for, and "
-                "goes on the eager way: raise new_tokens."
-            )
+        if held is None or lease is None or call_reason(self._modules.text_model, cache, kwargs) is not None:
             return None
         with self._recordings.lock, torch.no_grad():
+            if held.lease is not lease or lease.ledger is not cache.ledger or not held.steps:
+                return None  # others have its slots, or its cache was changed
+            if not lease.room:
+                self._recordings.tell(
+                    f"An answer is longer than the {self._recordings.new_tokens} tokens that recordings have room for, "
+                    "and goes on the eager way: raise new_tokens."
+                )
+                return None
             lease.prepare()
             if (token := self._token(held, embeds, positions)) is None:
                 return None
@@ -159,7 +168,7 @@ class RecordedPath:
                 held.token = RecordedToken(self._reader, self._read, held.prompt.slots, embeds, positions, pool)
             except RuntimeError as error:
                 self._recordings.decline(f"the decoding step cannot be recorded ({reason_of(error)})")
-                held.release()
+                held.steps = False
                 return None
             self._recordings.settle()
         elif held.token.fits(embeds, positions):

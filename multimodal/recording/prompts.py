@@ -14,14 +14,14 @@ from transformers import PretrainedConfig
 from multimodal.config import PruningConfig
 from multimodal.constants import constants_held
 from multimodal.families import Geometry
-from multimodal.recording.bucket import Bucket, length_axis
+from multimodal.recording.bucket import LEVEL, Bucket, length_axis
 from multimodal.recording.recorded import Recorded
 from multimodal.recording.slots import Slots
 from multimodal.recording.told import Form, told, understood
 from multimodal.runtime.group import members_of
 from multimodal.runtime.ledger import Ledger
 from multimodal.runtime.outcome import Outcome
-from multimodal.runtime.placed import Placed, numbers_of, packed, unpacked
+from multimodal.runtime.placed import Placed, numbers_of, packed, sendable, unpacked
 from multimodal.runtime.prefill import Prefill
 from multimodal.runtime.prompt import Prompt
 
@@ -52,8 +52,8 @@ class RecordedPrompt:
         reader: what reads.
         read: the text model's own forward, its layers driven by a reading.
         prompt: one of the bucket's.
-        tensors: ``embeds`` ``[B, L, C]``, ``positions`` ``[B or 1, L]`` or ``[axes, B or 1, L]``, and ``blocks``
-            ``[B, L]`` where there are any, of that prompt.
+        tensors: ``embeds`` ``[B, L, C]``, ``positions`` ``[B or 1, L]`` or ``[axes, B or 1, L]``, and, where there are
+            any, ``blocks`` ``[B, L]`` and ``level 0``, ``level 1``, … ``[B, L, C]`` of that prompt.
         room: tokens that can follow a prompt.
         pool: of memory (:class:`Recorded`).
     """
@@ -107,7 +107,7 @@ class RecordedPrompt:
             del self._read
 
     def _load(self, prompt: Prompt, tensors: Mapping[str, Tensor]) -> None:
-        self._row.copy_(torch.from_numpy(packed(self._numbers(prompt))))
+        self._row.copy_(sendable(packed(self._numbers(prompt)), self._row.device), non_blocking=True)
         for name, given in tensors.items():
             self._tensors[name].copy_(self._padded(name, given))
         own = [each for given in self._prompt.evidence.values() for each in given]
@@ -130,7 +130,8 @@ class RecordedPrompt:
         placed, offset = Placed.of(self._named), self._named[OFFSET]
         device = given["embeds"].device
         reading = Prefill(reader.geometry, reader.text, reader.config, self._prompt, None, device, placed, self._plan)
-        embeds, positions, _ = reading.begin(given["embeds"], given["positions"])
+        levels = [given[name] for name in sorted(given) if name.startswith(LEVEL)]
+        embeds, positions = reading.begin(given["embeds"], given["positions"], levels)
         self.slots.begin_prompt()
         hidden = self._read(reading, inputs_embeds=embeds, position_ids=positions, cache=self.slots)
         self.slots.see(reading.segments, hidden.dtype)

@@ -201,13 +201,12 @@ class Pruner:
         reading = Prefill(self.modules.geometry, text.config, self.config, prompt, past, embeds.device)
         if cache is not None:
             begin_pruned(cache, past)
-        embeds, position_ids, deepstack = reading.begin(
-            embeds, kwargs.get("position_ids"), kwargs.get("deepstack_visual_embeds") or ()
-        )
+        levels = [prompt.spread(level) for level in kwargs.get("deepstack_visual_embeds") or ()]
+        embeds, position_ids = reading.begin(embeds, kwargs.get("position_ids"), levels)
         forward.reading = reading
         changed: dict[str, Any] = {"inputs_embeds": embeds, "position_ids": position_ids, "cache": cache}
-        if deepstack:
-            changed |= {"visual_pos_masks": reading.visual_left, "deepstack_visual_embeds": deepstack}
+        if levels:  # which layers are given as they are entered, without a wait for where visual tokens are
+            changed |= {"visual_pos_masks": None, "deepstack_visual_embeds": None}
         return changed
 
     def _past(self, cache: Cache | None, embeds: Tensor) -> Ledger | None:

@@ -144,6 +144,19 @@ def test_a_tower_that_waits_is_tried_once() -> None:
     assert len(runs) == 4
 
 
+def test_a_recording_that_takes_too_much_is_tried_again_with_more_room() -> None:
+    model, recordings, runs = build("llava_clip"), Recordings(), []
+    inputs, recordings.limit_mib = sample(model), 1e-3
+    assert_declined(recordings, "MiB, more than limit_mib=0.001: raise it", lambda: encoded(model, inputs, recordings))
+    handle = modules_of(model).vision_layer(-1).register_forward_hook(Hook(lambda *_: runs.append(1)))
+    encoded(model, inputs, recordings)
+    assert len(runs) == 1
+    recordings.limit_mib = 1
+    encoded(model, inputs, recordings)
+    assert len(recordings) == 1
+    handle.remove()
+
+
 def foreign_hook(model: PreTrainedModel) -> Any:
     return modules_of(model).vision_layer(-2).register_forward_hook(lambda *_: None)
 
