@@ -27,8 +27,6 @@ def model_reason(modules: Modules, config: PruningConfig) -> str | None:
     text = modules.text_model
     if config.adaptive is not None or not config.exact:
         return f"{config.method.name} finds its counts while it reads: set adaptive to null and counts to exact"
-    if any(sliding_window(text.config, layer) is not None for layer in range(len(modules.text_layers))):
-        return "the language model has sliding windows"
     return parts_reason(text, "language model")
 
 
@@ -85,6 +83,8 @@ def call_reason(text: PreTrainedModel, cache: Cache | None, kwargs: Mapping[str,
         return "gradients are on: call the model inside torch.inference_mode()"
     if text.training:
         return "the model is in training mode: call model.eval()"
+    if torch.is_autocast_enabled(text.device.type):
+        return "autocast is on: load the model in the dtype that it is to compute in"
     for name, value in kwargs.items():
         if name not in PLAIN and (isinstance(value, torch.Tensor) or (name.startswith("output_") and value)):
             return f"{name} is asked for"

@@ -17,7 +17,6 @@ from multimodal.layout import Layout
 from multimodal.recording.reasons import parts_reason, tower_reason
 from multimodal.recording.recorded import Recorded
 from multimodal.recording.recordings import Recordings
-from multimodal.recording.unwaiting import unwaiting
 
 Shown = Callable[..., tuple[Any, list[VisionEvidence]]]  # the tower's arguments -> its output, and what it showed
 
@@ -95,9 +94,6 @@ class TowerRecording:
         with _plainly(), constants_held() as self._constants:
             self._given = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in given]
             try:
-                self._run()  # what is made once is made
-                with unwaiting(device):
-                    self._run()
                 self._recorded = Recorded(self._run, device, pool)
             except torch.OutOfMemoryError:
                 raise
