@@ -21,7 +21,7 @@ from multimodal.families import Modules
 from search.budget import LEAST
 from search.calibration import CalibrationSample
 from search.objective import Objective
-from search.stopwatch import Stopwatch
+from multimodal.benchmark.stopwatch import Stopwatch
 
 LENGTHS, PROMPTS, REPEATS = 12, 4, 7
 

@@ -36,7 +36,7 @@ from pipelines.tracking import log_with_study
 from pipelines.workspace import Workspace
 from search.calibration import CalibrationSample, observe_sample
 from search.objective import Objective
-from search.stopwatch import Stopwatch
+from multimodal.benchmark.stopwatch import Stopwatch
 
 HALF: Normalization = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 

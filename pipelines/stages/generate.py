@@ -22,7 +22,7 @@ from pipelines.model import OpenedModel
 from pipelines.prompts import build_inputs, greedy_answers, shown_layouts
 from pipelines.settings import DataSettings
 from pipelines.workspace import Workspace
-from search.stopwatch import Stopwatch
+from multimodal.benchmark.stopwatch import Stopwatch
 
 REPEATS = 5
 

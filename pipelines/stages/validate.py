@@ -28,7 +28,7 @@ from pipelines.space import make_space
 from pipelines.tracking import keep_with_study, log_with_study, samples_of
 from pipelines.workspace import Workspace
 from search.objective import Objective
-from search.stopwatch import Stopwatch
+from multimodal.benchmark.stopwatch import Stopwatch
 
 TIMED_BATCHES, TIMING_REPEATS = 4, 5
 

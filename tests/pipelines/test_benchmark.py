@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from search.stopwatch import Stopwatch
+from multimodal.benchmark.stopwatch import Stopwatch
 
 PARTS = ("prefill", "decoding step")
 FEW = ("stages=[benchmark]", "benchmark.repeats=1", "benchmark.samples=2", "data.heldout=2", "budget.retention=0.2")

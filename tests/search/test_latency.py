@@ -12,7 +12,7 @@ from multimodal.testing.tiny_models import sample
 from search.calibration import CalibrationSample, observe_sample
 from search.latency import Latency, device_name, measure_latency
 from search.objective import Objective
-from search.stopwatch import Stopwatch
+from multimodal.benchmark.stopwatch import Stopwatch
 
 NAME = "llava_clip"
 

@@ -1,0 +1,159 @@
+"""A run over several shapes: what the command line asks for."""
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from multimodal.benchmark.device import measure_peaks
+from multimodal.benchmark.inputs import random_inputs
+from multimodal.benchmark.measure import Subject, describe, measure_case
+from multimodal.benchmark.models import Shape, build_random, in_words, read_size
+from multimodal.benchmark.report import Case, Report
+from multimodal.benchmark.sweeping import Axes, measure_sweep
+from multimodal.benchmark.timing import Effort
+from multimodal.benchmark.variants import STATIC, at_retention, released_config
+from multimodal.config import PruningConfig
+from multimodal.errors import FlowpruneError
+from multimodal.families import Modules, modules_of
+from multimodal.loading import chosen_device
+from multimodal.runtime.fitting import check_fits
+
+PUBLISHED = ("llava_onevision_7b@1152x1152", "llava_next_7b@672x672", "llava_1_5_7b", "qwen2_5_vl_7b@1008x1008")
+COMPILED_ONCE = "left out: it is compiled anew for every batch, and the time is limited"
+
+
+class Arguments(BaseModel):
+    """What is measured. A table that is kept holds them, so that it can be made again.
+
+    Args:
+        shapes: ``MODEL`` or ``MODEL@HEIGHTxWIDTH`` each.
+        retention: of the pruned variants.
+        config: a pruning.json instead of VFlowOpt at its released values.
+        batches: prompts that are read together.
+        text_tokens: of a prompt.
+        new_tokens: that decoding is timed over.
+        repeats: times that each first token is measured.
+        minutes: to stop repeating after; null: none.
+        small: few and narrow layers.
+        device, dtype, attention: of the models; the dtype is bfloat16 on a GPU and float32 elsewhere if it is auto.
+        sweep: also measure where pruning pays, over sizes, batches and retentions.
+        sizes: of the sweep's images, ``HEIGHTxWIDTH`` or the side of a square.
+        retentions: of the sweep.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shapes: list[str] = Field(default=list(PUBLISHED), min_length=1)
+    retention: float = Field(default=0.1, gt=0, le=1)
+    config: str | None = None
+    batches: list[int] = Field(default=[1, 4, 16], min_length=1)
+    text_tokens: int = Field(default=64, ge=2)
+    new_tokens: int = Field(default=16, ge=1)
+    repeats: int = Field(default=7, ge=1)
+    minutes: float | None = Field(default=None, gt=0)
+    small: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    attention: str = "sdpa"
+    sweep: bool = False
+    sizes: list[str] = Field(default=["336", "672", "1008"], min_length=1)
+    retentions: list[float] = Field(default=[0.5, 0.25, 0.1], min_length=1)
+
+    @model_validator(mode="after")
+    def _swept_alone(self) -> "Arguments":
+        if self.sweep and len(self.shapes) > 1:
+            raise FlowpruneError("A sweep is of one model: name one, such as llava_next_7b.")
+        if min(self.batches) < 1:
+            raise FlowpruneError("A batch holds one prompt at least: change the batches.")
+        return self
+
+
+def run(arguments: Arguments, say: Callable[[str], None]) -> Report:
+    """Measure all shapes, one after another.
+
+    Args:
+        arguments: what is measured.
+        say: told what is measured next.
+
+    Raises:
+        FlowpruneError: a shape, config, device, dtype or size is none, before anything is measured.
+    """
+    shapes, sizes = [Shape.read(text) for text in arguments.shapes], [read_size(size) for size in arguments.sizes]
+    given = None if arguments.config is None else PruningConfig.from_pretrained(arguments.config)
+    device, began = chosen_device(arguments.device), time.monotonic()
+    dtype = _dtype(arguments.dtype, device)
+    peaks, report, left_out = measure_peaks(device, dtype), None, list[str]()
+    cases, sweep = list[Case](), None
+    for number, shape in enumerate(shapes):
+        say(f"{shape}: building it")
+        with _built(shape, arguments, dtype, left_out) as modules:
+            if modules is None:
+                continue
+            report = report or describe(modules.model, peaks)
+            layers = modules.geometry.text_layers
+            config = released_config(layers, arguments.retention) if given is None else given
+            check_fits(modules, config)
+            prompts = partial(_prompts, modules, shape.size, arguments.text_tokens)
+            subject = Subject(shape.name, modules, config, in_words(shape.size), prompts)
+            for turn, batch in enumerate(arguments.batches):
+                left = (len(shapes) - number) * len(arguments.batches) - turn + arguments.sweep
+                effort = _effort(arguments, began, left)
+                say(f"{shape}, batch {batch}")
+                skipped = {STATIC: COMPILED_ONCE} if arguments.minutes and turn else {}
+                cases.append(measure_case(subject, batch, effort, peaks, skipped))
+            if arguments.sweep:
+                say(f"{shape}: sweep")
+                axes = Axes(sizes, arguments.batches, arguments.retentions, arguments.text_tokens)
+                config_at = partial(at_retention, config, layers)
+                sweep = measure_sweep(shape.name, modules, axes, config_at, _effort(arguments, began, 1))
+    if report is None:
+        raise FlowpruneError(f"Nothing was measured: {left_out[0]}")
+    found = {"arguments": arguments.model_dump(mode="json"), "cases": cases, "sweep": sweep, "left_out": left_out}
+    return report.model_copy(update=found)
+
+
+def _prompts(modules: Modules, size: tuple[int, int] | None, text_tokens: int, batch: int) -> Sequence[Any]:
+    torch.manual_seed(0)
+    return [random_inputs(modules, size, batch, text_tokens)]
+
+
+def _effort(arguments: Arguments, began: float, left: int) -> Effort:
+    """An equal part of the time that is left, for each of so many measurements."""
+    if arguments.minutes is None:
+        return Effort(arguments.repeats, arguments.new_tokens)
+    now = time.monotonic()
+    over = began + 60 * arguments.minutes - now
+    return Effort(arguments.repeats, arguments.new_tokens, now + over / left)
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if not isinstance(found := getattr(torch, name, None), torch.dtype):
+        raise FlowpruneError(f"The dtype {name!r} is none of torch: give auto, float32, bfloat16 or float16.")
+    return found
+
+
+@contextmanager
+def _built(shape: Shape, arguments: Arguments, dtype: torch.dtype, left_out: list[str]) -> Iterator[Modules | None]:
+    """A model while it is measured; None, and a reason, where the device has no room for it."""
+    try:
+        built = build_random(shape.architecture, arguments.device, dtype, arguments.attention, arguments.small)
+    except torch.OutOfMemoryError:
+        left_out.append(f"{shape} does not fit into the device's memory.")
+        yield None
+        return
+    try:
+        yield modules_of(built)
+    finally:
+        del built
+        torch.compiler.reset()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

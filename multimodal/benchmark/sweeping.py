@@ -1,0 +1,73 @@
+"""The measurements behind a sweep over image size, batch and retention."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from multimodal.benchmark.inputs import random_inputs
+from multimodal.benchmark.models import in_words
+from multimodal.benchmark.sweep import Cell, Sweep
+from multimodal.benchmark.timing import Effort, time_variants
+from multimodal.benchmark.variants import PRUNED, RECORDED, UNPRUNED, Variant, variants
+from multimodal.config import PruningConfig
+from multimodal.families import Modules
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What a sweep varies.
+
+    Args:
+        sizes: (height, width) of images in pixels.
+        batches: prompts that are read together.
+        retentions: of the pruned variants.
+        text_tokens: of a prompt; this is not varied.
+    """
+
+    sizes: Sequence[tuple[int, int]]
+    batches: Sequence[int]
+    retentions: Sequence[float]
+    text_tokens: int
+
+
+def measure_sweep(
+    name: str,
+    modules: Modules,
+    axes: Axes,
+    config_at: Callable[[float], PruningConfig],
+    effort: Effort,
+) -> Sweep:
+    """Time the first token over image size, batch and retention, on random images.
+
+    Args:
+        name: of the model.
+        modules: of it.
+        axes: what is varied.
+        config_at: the config of a retention.
+        effort: how thoroughly.
+    """
+    cells, seen = [], set[int]()
+    for size in axes.sizes:
+        tokens = sum(each.visual_tokens for each in modules.geometry.layouts(modules.geometry.random_image(size)))
+        if tokens in seen:  # a tower that takes one size
+            continue
+        seen.add(tokens)
+        for batch in axes.batches:
+            prompts = [random_inputs(modules, size, batch, axes.text_tokens)]
+            ways = [Variant(UNPRUNED)]
+            for retention in axes.retentions:
+                pruned = variants(modules.model, config_at(retention), [PRUNED, RECORDED])
+                ways += [replace(way, name=f"{way.name} {retention}") for way in pruned]
+            timed = time_variants(modules.model, prompts, ways, replace(effort, new_tokens=0))
+            for retention in axes.retentions:
+                own = {way: timed[f"{way} {retention}"] for way in (PRUNED, RECORDED)}
+                cells.append(
+                    Cell(
+                        image=in_words(size),
+                        visual_tokens=tokens,
+                        batch=batch,
+                        retention=retention,
+                        unpruned=None if timed[UNPRUNED].failed else timed[UNPRUNED].first,
+                        seconds={way: each.first for way, each in own.items() if not each.failed},
+                    )
+                )
+    return Sweep(model=name, cells=cells)

@@ -1,0 +1,149 @@
+"""A report as tables of words, for a terminal or a page."""
+
+from dataclasses import dataclass
+
+from multimodal.benchmark.comparing import pruning_share
+from multimodal.benchmark.parts import PARTS
+from multimodal.benchmark.profiling import limited_by
+from multimodal.benchmark.report import Case, Report, Row
+from multimodal.benchmark.sweep import Sweep, advice
+from multimodal.benchmark.variants import PRUNED, RECORDED, STATIC, UNPRUNED
+
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of words: the first column names the row."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+
+    def markdown(self) -> str:
+        """The same for a page."""
+        lines = [self.columns, tuple("---" for _ in self.columns), *self.rows]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return "\n\n".join([f"**{self.title}**", table, *self.notes])
+
+
+def overview(report: Report) -> Grid:
+    """One row a case: the table of a README."""
+    columns = ("shape (visual tokens), batch", "first token", PRUNED, RECORDED, "bound", "a token more", RECORDED, STATIC)
+    rows = []
+    for case in report.cases:
+        rows.append(
+            (
+                f"{case.model} ({case.visual_tokens:,.0f}), {case.batch}",
+                *(_time(case, name, "first_token") for name in (UNPRUNED, PRUNED, RECORDED)),
+                _bound(case, "first_token"),
+                *(_time(case, name, "decoding") for name in (UNPRUNED, RECORDED, STATIC)),
+            )
+        )
+    title = (
+        f"{report.device}, {report.dtype}, {report.attention}, torch {report.torch}, transformers {report.transformers}"
+    )
+    return Grid(title, columns, rows, (*_failures(report.cases), *report.left_out))
+
+
+def speed(case: Case) -> Grid:
+    """How fast each variant is, and the least that its FLOPs and bytes allow."""
+    columns = ("", "first token", "speed-up", "bound", "a token more", "speed-up", "bound", "peak memory")
+    rows = []
+    for row in case.rows:
+        rows.append(
+            (
+                row.variant,
+                _ms(row.first_token),
+                _ratio(case.row(UNPRUNED).first_token, row.first_token),
+                _ms(row.first_token_bound),
+                _ms(row.decoding),
+                _ratio(case.row(UNPRUNED).decoding, row.decoding),
+                _ms(row.decoding_bound),
+                NONE if row.peak_bytes is None else f"{row.peak_bytes / 2**20:,.0f} MiB",
+            )
+        )
+    title = (
+        f"{case.model}, {case.visual_tokens:,.0f} visual and {case.text_tokens:,.0f} text tokens, batch {case.batch}, "
+        f"retention {case.retention:.3f}"
+    )
+    return Grid(title, columns, rows, _failures([case]))
+
+
+def inside(case: Case) -> Grid:
+    """What a first token is made of, and what holds it."""
+    told = [row for row in case.rows if row.first_token is not None]
+    counted = list(dict.fromkeys(name for row in told if row.first_token_host for name in row.first_token_host.counts))
+    rows = []
+    for row in told:
+        counts = {} if row.first_token_host is None else row.first_token_host.counts
+        rows.append(
+            (
+                row.variant,
+                *(_ms(row.parts.get(part)) for part in PARTS),
+                *(f"{counts[name]:,}" if name in counts else NONE for name in counted),
+                _held(row),
+            )
+        )
+    share = pruning_share(case.row(PRUNED))
+    notes = () if share is None else (f"Evidence, selection and merging take {share:.0%} of the tower's time.",)
+    return Grid("A first token in parts", ("", *PARTS, *counted, "held by"), rows, notes)
+
+
+def swept(sweep: Sweep) -> Grid:
+    """Speed-up of the first token over image size, batch and retention, and what follows."""
+    columns = ("image (visual tokens), batch", "unpruned", *(f"{retention:g}" for retention in sweep.retentions))
+    rows = []
+    for first in [cell for cell in sweep.cells if cell.retention == sweep.retentions[0]]:
+        own = [cell for cell in sweep.cells if (cell.image, cell.batch) == (first.image, first.batch)]
+        cells = {cell.retention: " · ".join(_speed_up(cell.speed_up(way)) for way in (PRUNED, RECORDED)) for cell in own}
+        name = f"{first.image} ({first.visual_tokens:,}), {first.batch}"
+        rows.append((name, _ms(first.unpruned), *(cells[retention] for retention in sweep.retentions)))
+    said = tuple(advice(sweep, batch, retention) for batch in sweep.batches for retention in sweep.retentions)
+    return Grid(f"{sweep.model}: speed-up of the first token by retention, eager · recorded", columns, rows, said)
+
+
+def page(report: Report) -> str:
+    """A whole report, for a page."""
+    grids = [overview(report)] if report.cases else []
+    for case in report.cases:
+        grids += [speed(case), inside(case)]
+    if report.sweep is not None:
+        grids.append(swept(report.sweep))
+    return "\n\n".join(grid.markdown() for grid in grids) + "\n"
+
+
+def _time(case: Case, name: str, figure: str) -> str:
+    found, unpruned = getattr(case.row(name), figure), getattr(case.row(UNPRUNED), figure)
+    if found is None:
+        return NONE
+    return _ms(found) if name == UNPRUNED or unpruned is None else f"{_ms(found)} ({_ratio(unpruned, found)})"
+
+
+def _bound(case: Case, figure: str) -> str:
+    return _ms(getattr(case.row(PRUNED), f"{figure}_bound"))
+
+
+def _failures(cases: list[Case]) -> tuple[str, ...]:
+    """Why figures are missing, and what must be known of others; each reason once."""
+    said = [(row.variant, row.failed or row.note) for case in cases for row in case.rows if row.failed or row.note]
+    return tuple(f"{name[0].upper()}{name[1:]}: {reason}." for name, reason in dict.fromkeys(said))
+
+
+def _held(row: Row) -> str:
+    if row.first_token is None or row.first_token_host is None:
+        return NONE
+    return limited_by(row.first_token, row.first_token_host.busy)
+
+
+def _ms(seconds: float | None) -> str:
+    return NONE if seconds is None else f"{seconds * 1000:,.1f} ms"
+
+
+def _ratio(before: float | None, after: float | None) -> str:
+    return NONE if before is None or not after else f"{before / after:.2f}×"
+
+
+def _speed_up(value: float | None) -> str:
+    return NONE if value is None else f"{value:.2f}×"
