@@ -16,12 +16,12 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from multimodal import PruningConfig, PruningStep, prune
+from multimodal.benchmark.stopwatch import Stopwatch
 from multimodal.costs import Workload
 from multimodal.families import Modules
 from search.budget import LEAST
 from search.calibration import CalibrationSample
 from search.objective import Objective
-from multimodal.benchmark.stopwatch import Stopwatch
 
 LENGTHS, PROMPTS, REPEATS = 12, 4, 7
 

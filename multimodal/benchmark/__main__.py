@@ -1,10 +1,10 @@
 """The command: published shapes with random weights, unpruned against pruned, on this machine.
 
-    python -m multimodal.benchmark                                        # the four shapes of the README, five minutes
-    python -m multimodal.benchmark llava_1_5_7b qwen2_5_vl_7b@1008x1008 --batches 1 4
-    python -m multimodal.benchmark llava_next_7b --sweep --sizes 336 672 1344
-    python -m multimodal.benchmark --small                                # few and narrow layers, to try it anywhere
-    python -m multimodal.benchmark --check benchmarks                     # against the table that is kept
+python -m multimodal.benchmark                                        # the four shapes of the README, five minutes
+python -m multimodal.benchmark llava_1_5_7b qwen2_5_vl_7b@1008x1008 --batches 1 4
+python -m multimodal.benchmark llava_next_7b --sweep --sizes 336 672 1344
+python -m multimodal.benchmark --small                                # few and narrow layers, to try it anywhere
+python -m multimodal.benchmark --check benchmarks                     # against the table that is kept
 """
 
 import argparse
@@ -52,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     lines = (__doc__ or "").splitlines()
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m multimodal.benchmark", None, "\n".join(lines), formatter_class=style)
-    parser.add_argument("shapes", nargs="*", metavar="MODEL[@HEIGHTxWIDTH]", help="names or paths of conf/model's files")
+    parser.add_argument(
+        "shapes", nargs="*", metavar="MODEL[@HEIGHTxWIDTH]", help="names or paths of conf/model's files"
+    )
     parser.add_argument("--retention", type=float, help="of the pruned variants (0.1)")
     parser.add_argument("--config", metavar="FILE", help="a pruning.json instead of VFlowOpt at its released values")
     parser.add_argument("--batches", type=int, nargs="+", help="prompts that are read together (1 4 16)")

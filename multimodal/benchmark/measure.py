@@ -16,7 +16,7 @@ from multimodal.benchmark.parts import REST, Timeline, shares, told_parts
 from multimodal.benchmark.profiling import Ranges, profiled
 from multimodal.benchmark.report import Case, Report, Row
 from multimodal.benchmark.timing import Effort, Timed, generated, time_variants, why
-from multimodal.benchmark.variants import STATIC, Variant, variants
+from multimodal.benchmark.variants import COMPILED, Variant, variants
 from multimodal.config import PruningConfig
 from multimodal.families import Modules
 
@@ -123,8 +123,8 @@ def _inside(subject: Subject, prompts: Sequence[Inputs], way: Variant, timed: Ti
         host = profiled(device, in_parts).per(len(prompts))
     with way.opened():
         peak, busy = peak_bytes(device, call), None
-        if host.busy is not None and timed.token is not None and way.name != STATIC:  # which another length compiles anew
+        if host.busy is not None and way.name != COMPILED:  # which is compiled anew for another length
             longer = profiled(device, generated(model, prompts, way, 1 + PROFILED_TOKENS)).per(len(prompts))
-            busy = (longer.busy - host.busy) / PROFILED_TOKENS
+            busy = None if longer.busy is None else (longer.busy - host.busy) / PROFILED_TOKENS
     parts = {part: share * timed.first for part, share in shares(timelines).items()}
     return {"parts": parts, "first_token_host": host, "decoding_busy": busy, "peak_bytes": peak}

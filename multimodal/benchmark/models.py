@@ -17,7 +17,7 @@ from multimodal.loading import check_attention, chosen_device
 CONF = Path(__file__).parents[2] / "conf" / "model"
 SMALL_TEXT = {"num_hidden_layers": 6, "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
 SMALL_TEXT |= {"num_key_value_heads": 2, "head_dim": 64}
-SMALL_TOWER = {"num_hidden_layers": 4, "depth": 4, "hidden_size": 128, "intermediate_size": 256}
+SMALL_TOWER: dict[str, Any] = {"num_hidden_layers": 4, "depth": 4, "hidden_size": 128, "intermediate_size": 256}
 SMALL_TOWER |= {"num_attention_heads": 4, "num_heads": 4, "out_hidden_size": 256, "fullatt_block_indexes": [1, 3]}
 
 
@@ -76,7 +76,7 @@ def in_words(size: tuple[int, int] | None) -> str:
     return "the tower's own size" if size is None else f"{size[0]}x{size[1]}"
 
 
-def build_random(
+def random_model(
     architecture: Mapping[str, Any], device: str, dtype: torch.dtype, attention: str, small: bool = False
 ) -> PreTrainedModel:
     """A model with random weights: speed needs no checkpoint.

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from multimodal.families import Modules
-from multimodal.runtime.hooks import Hook, MethodHook
 from multimodal.runtime.calls import PIXELS
+from multimodal.runtime.hooks import Hook, MethodHook
 
 TOWER, EVIDENCE, SELECTION = "vision tower", "evidence", "selection and merging"
 PREFILL, REST = "prefill", "rest"

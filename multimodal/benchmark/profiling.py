@@ -122,8 +122,9 @@ def union(intervals: Iterable[tuple[float, float]]) -> float:
 def limited_by(seconds: float, busy: float | None) -> str:
     """In words, what holds a call: the device, or the host that feeds it."""
     if busy is None:
-        return "the host computes"
-    return f"{'device' if busy >= DEVICE_BOUND * seconds else 'host'}-bound: the device works {busy / seconds:.0%} of it"
+        return "host alone"
+    holds = "device" if busy >= DEVICE_BOUND * seconds else "host"
+    return f"{holds}-bound (device busy {busy / seconds:.0%})"
 
 
 def _in_operator(event: Any) -> bool:

@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from multimodal.benchmark.device import measure_peaks
 from multimodal.benchmark.inputs import random_inputs
 from multimodal.benchmark.measure import Subject, describe, measure_case
-from multimodal.benchmark.models import Shape, build_random, in_words, read_size
+from multimodal.benchmark.models import Shape, in_words, random_model, read_size
 from multimodal.benchmark.report import Case, Report
 from multimodal.benchmark.sweeping import Axes, measure_sweep
 from multimodal.benchmark.timing import Effort
-from multimodal.benchmark.variants import STATIC, at_retention, released_config
+from multimodal.benchmark.variants import COMPILED, at_retention, released_config
 from multimodal.config import PruningConfig
 from multimodal.errors import FlowpruneError
 from multimodal.families import Modules, modules_of
@@ -99,18 +99,20 @@ def run(arguments: Arguments, say: Callable[[str], None]) -> Report:
             layers = modules.geometry.text_layers
             config = released_config(layers, arguments.retention) if given is None else given
             check_fits(modules, config)
+            config_at = partial(at_retention, config, layers)
+            for retention in arguments.retentions if arguments.sweep else ():
+                config_at(retention)
             prompts = partial(_prompts, modules, shape.size, arguments.text_tokens)
             subject = Subject(shape.name, modules, config, in_words(shape.size), prompts)
             for turn, batch in enumerate(arguments.batches):
                 left = (len(shapes) - number) * len(arguments.batches) - turn + arguments.sweep
                 effort = _effort(arguments, began, left)
                 say(f"{shape}, batch {batch}")
-                skipped = {STATIC: COMPILED_ONCE} if arguments.minutes and turn else {}
+                skipped = {COMPILED: COMPILED_ONCE} if arguments.minutes and turn else {}
                 cases.append(measure_case(subject, batch, effort, peaks, skipped))
             if arguments.sweep:
                 say(f"{shape}: sweep")
                 axes = Axes(sizes, arguments.batches, arguments.retentions, arguments.text_tokens)
-                config_at = partial(at_retention, config, layers)
                 sweep = measure_sweep(shape.name, modules, axes, config_at, _effort(arguments, began, 1))
     if report is None:
         raise FlowpruneError(f"Nothing was measured: {left_out[0]}")
@@ -144,7 +146,7 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 def _built(shape: Shape, arguments: Arguments, dtype: torch.dtype, left_out: list[str]) -> Iterator[Modules | None]:
     """A model while it is measured; None, and a reason, where the device has no room for it."""
     try:
-        built = build_random(shape.architecture, arguments.device, dtype, arguments.attention, arguments.small)
+        built = random_model(shape.architecture, arguments.device, dtype, arguments.attention, arguments.small)
     except torch.OutOfMemoryError:
         left_out.append(f"{shape} does not fit into the device's memory.")
         yield None

@@ -63,7 +63,7 @@ class Sweep(BaseModel):
 
 
 def break_even(line: Sequence[tuple[float, float]]) -> float | None:
-    """Visual tokens from which on pruning pays, between those measured on a line through log tokens.
+    """Visual tokens from which on pruning pays; between those measured, on a straight line through the logarithms.
 
     Args:
         line: (visual tokens, speed-up), fewest tokens first.
@@ -75,30 +75,44 @@ def break_even(line: Sequence[tuple[float, float]]) -> float | None:
         return None
     for (fewer, slow), (more, fast) in reversed(list(pairwise(line))):
         if slow <= 1 < fast:
-            return exp(log(fewer) + (1 - slow) / (fast - slow) * (log(more) - log(fewer)))
+            return exp(log(fewer) - log(slow) / log(fast / slow) * log(more / fewer))
     return 0.0
 
 
-def advice(sweep: Sweep, batch: int, retention: float) -> str:
-    """One sentence: what ``prune`` should be told for images of which sizes."""
-    eager, recorded = (sweep.line(batch, retention, variant) for variant in (PRUNED, RECORDED))
-    where = f"Batch {batch} at a retention of {retention:g}:"
+def advice(sweep: Sweep) -> list[str]:
+    """What ``prune`` should be told for images of which sizes: a sentence a batch and retention, those alike as one."""
+    found = []
+    for batch in sweep.batches:
+        said: dict[str, list[float]] = {}
+        for retention in sweep.retentions:
+            eager, recorded = (sweep.line(batch, retention, variant) for variant in (PRUNED, RECORDED))
+            said.setdefault(_advice(eager, recorded), []).append(retention)
+        found += [f"Batch {batch}, retention {_listed(own)}: {sentence}." for sentence, own in said.items()]
+    return found
+
+
+def _advice(eager: Sequence[tuple[int, float]], recorded: Sequence[tuple[int, float]]) -> str:
     if not eager and not recorded:
-        return f"{where} nothing could be measured."
+        return "nothing could be measured"
     pays, replayed = break_even(eager), break_even(recorded)
-    if replayed is not None and (pays is None or replayed < pays or _faster(recorded, eager)):
-        return f"{where} prune(…, recordings=Recordings()) {_from(replayed)}."
+    if replayed is not None and (pays is None or replayed < pays or _lies_above(recorded, eager)):
+        return f"prune(…, recordings=Recordings()) {_from(replayed)}"
+    untried = "" if recorded else "; recordings= could not be measured"
     if pays is None:
-        untried = "" if recorded else "; recordings= could not be measured"
-        return f"{where} do not prune, which pays at no size that was measured{untried}."
-    return f"{where} prune(…) {_from(pays)}."
+        return f"do not prune, which pays at no size that was measured{untried}"
+    return f"prune(…) {_from(pays)}{untried}"
 
 
-def _faster(line: Sequence[tuple[int, float]], other: Sequence[tuple[int, float]]) -> bool:
-    """Whether a line lies above another where both were measured."""
+def _lies_above(line: Sequence[tuple[int, float]], other: Sequence[tuple[int, float]]) -> bool:
+    """Whether one line lies nowhere below another, where both were measured."""
     known = dict(other)
     return all(speed_up >= known.get(tokens, 0.0) for tokens, speed_up in line)
 
 
 def _from(tokens: float) -> str:
-    return "at every size that was measured" if tokens == 0 else f"from {tokens:,.0f} visual tokens on; below, do not"
+    return "at every size that was measured" if tokens == 0 else f"from {tokens:,.0f} visual tokens on, none below"
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    *first, last = [f"{number:g}" for number in numbers]
+    return f"{', '.join(first)} and {last}" if first else last

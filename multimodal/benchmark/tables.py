@@ -1,5 +1,6 @@
 """A report as tables of words, for a terminal or a page."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from multimodal.benchmark.comparing import pruning_share
@@ -7,7 +8,7 @@ from multimodal.benchmark.parts import PARTS
 from multimodal.benchmark.profiling import limited_by
 from multimodal.benchmark.report import Case, Report, Row
 from multimodal.benchmark.sweep import Sweep, advice
-from multimodal.benchmark.variants import PRUNED, RECORDED, STATIC, UNPRUNED
+from multimodal.benchmark.variants import PRUNED, RECORDED, COMPILED, UNPRUNED
 
 NONE = "–"
 
@@ -18,7 +19,7 @@ class Grid:
 
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     notes: tuple[str, ...] = ()
 
     def markdown(self) -> str:
@@ -30,7 +31,7 @@ class Grid:
 
 def overview(report: Report) -> Grid:
     """One row a case: the table of a README."""
-    columns = ("shape (visual tokens), batch", "first token", PRUNED, RECORDED, "bound", "a token more", RECORDED, STATIC)
+    first, more = ("first token", PRUNED, RECORDED, "bound"), ("a token more", RECORDED, COMPILED)
     rows = []
     for case in report.cases:
         rows.append(
@@ -38,18 +39,18 @@ def overview(report: Report) -> Grid:
                 f"{case.model} ({case.visual_tokens:,.0f}), {case.batch}",
                 *(_time(case, name, "first_token") for name in (UNPRUNED, PRUNED, RECORDED)),
                 _bound(case, "first_token"),
-                *(_time(case, name, "decoding") for name in (UNPRUNED, RECORDED, STATIC)),
+                *(_time(case, name, "decoding") for name in (UNPRUNED, RECORDED, COMPILED)),
             )
         )
     title = (
         f"{report.device}, {report.dtype}, {report.attention}, torch {report.torch}, transformers {report.transformers}"
     )
-    return Grid(title, columns, rows, (*_failures(report.cases), *report.left_out))
+    return Grid(title, ("shape (visual tokens), batch", *first, *more), rows, (*_failures(report.cases), *report.left_out))
 
 
 def speed(case: Case) -> Grid:
     """How fast each variant is, and the least that its FLOPs and bytes allow."""
-    columns = ("", "first token", "speed-up", "bound", "a token more", "speed-up", "bound", "peak memory")
+    columns = ("", "first token", "×", "bound", "a token more", "×", "bound", "peak memory")
     rows = []
     for row in case.rows:
         rows.append(
@@ -97,11 +98,12 @@ def swept(sweep: Sweep) -> Grid:
     rows = []
     for first in [cell for cell in sweep.cells if cell.retention == sweep.retentions[0]]:
         own = [cell for cell in sweep.cells if (cell.image, cell.batch) == (first.image, first.batch)]
-        cells = {cell.retention: " · ".join(_speed_up(cell.speed_up(way)) for way in (PRUNED, RECORDED)) for cell in own}
+        pairs = {cell.retention: [_speed_up(cell.speed_up(way)) for way in (PRUNED, RECORDED)] for cell in own}
+        cells = {retention: " · ".join(pair) for retention, pair in pairs.items()}
         name = f"{first.image} ({first.visual_tokens:,}), {first.batch}"
         rows.append((name, _ms(first.unpruned), *(cells[retention] for retention in sweep.retentions)))
-    said = tuple(advice(sweep, batch, retention) for batch in sweep.batches for retention in sweep.retentions)
-    return Grid(f"{sweep.model}: speed-up of the first token by retention, eager · recorded", columns, rows, said)
+    title = f"{sweep.model}: speed-up of the first token by retention, {PRUNED} · {RECORDED}"
+    return Grid(title, columns, rows, tuple(advice(sweep)))
 
 
 def page(report: Report) -> str:

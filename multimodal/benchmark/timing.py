@@ -118,4 +118,6 @@ def why(error: Exception) -> str:
     """One line that says what went wrong."""
     if isinstance(error, torch.OutOfMemoryError):
         return "does not fit into the device's memory"
-    return str(error).rstrip(".") if isinstance(error, FlowpruneError) else f"{type(error).__name__}: {reason_of(error)}"
+    return (
+        str(error).rstrip(".") if isinstance(error, FlowpruneError) else f"{type(error).__name__}: {reason_of(error)}"
+    )

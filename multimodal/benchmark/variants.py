@@ -12,8 +12,10 @@ from multimodal.config import PruningConfig, PruningStep
 from multimodal.errors import FlowpruneError
 from multimodal.runtime import prune
 
-UNPRUNED, PRUNED, RECORDED, STATIC = "unpruned", "pruned", "pruned, recorded", "unpruned, static and compiled"
-ALL = (UNPRUNED, PRUNED, RECORDED, STATIC)
+UNPRUNED, PRUNED = "unpruned", "pruned"
+RECORDED = "recorded"  # pruned, and replayed
+COMPILED = "compiled"  # unpruned, with transformers' own static cache and compilation
+ALL = (UNPRUNED, PRUNED, RECORDED, COMPILED)
 RELEASED = {"query_threshold": 30.0, "entropy_weight": 0.0, "recycling_cell": 12.0, "recycling_weight": 0.0}
 RELEASED_RATIOS = (0.1166, 1.0, 0.6011)  # before the first layer, and those at one and two thirds of the depth
 
@@ -51,7 +53,7 @@ def variants(model: PreTrainedModel, config: PruningConfig, names: Sequence[str]
         Variant(UNPRUNED),
         Variant(PRUNED, config, partial(prune, model, config)),
         Variant(RECORDED, config, recorded),
-        Variant(STATIC, options={"cache_implementation": "static"}, note=note),
+        Variant(COMPILED, options={"cache_implementation": "static"}, note=note),
     ]
     return [variant for variant in found if variant.name in names]
 

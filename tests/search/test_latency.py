@@ -5,6 +5,7 @@ from functools import cache
 import pytest
 
 import search.latency
+from multimodal.benchmark.stopwatch import Stopwatch
 from multimodal.evidence import ContextRelevance, PatchEntropy
 from multimodal.families import modules_of
 from multimodal.testing.oracles import MEAN, STD, config, tiny
@@ -12,7 +13,6 @@ from multimodal.testing.tiny_models import sample
 from search.calibration import CalibrationSample, observe_sample
 from search.latency import Latency, device_name, measure_latency
 from search.objective import Objective
-from multimodal.benchmark.stopwatch import Stopwatch
 
 NAME = "llava_clip"
 
