@@ -87,7 +87,7 @@ def read_events(events: Sequence[Any], on_gpu: bool) -> Profile:
     ranges = [event for event in ours if event.device_type == DeviceType.CPU]
     parts = sorted((event.time_range.start, event.name.removeprefix(MARK)) for event in ranges)
     began, ended = (parts[0][0], max(each.time_range.end for each in ranges)) if ranges else (0.0, float("inf"))
-    on_host = [event for event in events if event.device_type == DeviceType.CPU and not event.name.startswith(MARK)]
+    on_host = [event for event in events if event.device_type == DeviceType.CPU]
     inside = [event for event in on_host if began <= event.time_range.start <= ended]
     if not on_gpu:
         outermost = [event for event in inside if event.name.startswith("aten::") and not _in_operator(event)]
@@ -102,8 +102,8 @@ def read_events(events: Sequence[Any], on_gpu: bool) -> Profile:
     works = [event for event in events if event.device_type == DeviceType.CUDA and not event.name.startswith(MARK)]
     by_part: Counter[str] = Counter()
     starts = [start for start, _ in parts]
-    for event in events:
-        if event.device_type == DeviceType.CPU and event.kernels and parts:
+    for event in inside:
+        if event.kernels and parts:
             part = parts[max(0, bisect_right(starts, event.time_range.start) - 1)][1]
             by_part[part] += sum(kernel.duration for kernel in event.kernels)
     busy = union((event.time_range.start, event.time_range.end) for event in works)

@@ -8,7 +8,7 @@ from multimodal.benchmark.parts import PARTS
 from multimodal.benchmark.profiling import limited_by
 from multimodal.benchmark.report import Case, Report, Row
 from multimodal.benchmark.sweep import Sweep, advice
-from multimodal.benchmark.variants import PRUNED, RECORDED, COMPILED, UNPRUNED
+from multimodal.benchmark.variants import COMPILED, PRUNED, RECORDED, UNPRUNED
 
 NONE = "–"
 
@@ -45,7 +45,9 @@ def overview(report: Report) -> Grid:
     title = (
         f"{report.device}, {report.dtype}, {report.attention}, torch {report.torch}, transformers {report.transformers}"
     )
-    return Grid(title, ("shape (visual tokens), batch", *first, *more), rows, (*_failures(report.cases), *report.left_out))
+    return Grid(
+        title, ("shape (visual tokens), batch", *first, *more), rows, (*_failures(report.cases), *report.left_out)
+    )
 
 
 def speed(case: Case) -> Grid:

@@ -49,6 +49,8 @@ def plot_break_even(sweep: Sweep, device: str, path: Path) -> None:
     figure.suptitle(f"{sweep.model} on {device}", fontsize=10)
     drawn = [axes.get_legend_handles_labels() for axes in panels[0]]
     named = {label: handle for handles, labels in drawn for handle, label in zip(handles, labels, strict=True)}
-    figure.legend(named.values(), named.keys(), title="retention", loc="outside right center", frameon=False, fontsize=8)
+    figure.legend(
+        named.values(), named.keys(), title="retention", loc="outside right center", frameon=False, fontsize=8
+    )
     figure.savefig(path, dpi=120)
     plt.close(figure)
