@@ -92,9 +92,9 @@ def _calibration(
     workspace: Workspace, subject: Subject, alone: Sequence[Inputs], normalization: Normalization
 ) -> Sequence[CalibrationSample]:
     """What a trial looks at: the study's samples, or the prompts, where there are none or pixels are needed."""
-    config = subject.config
-    if workspace.settings.model.weights == "pretrained" and config.method.tower is None:
-        chosen = workspace.samples("calibration")
-        return observed(workspace, chosen, "calibration", config.vision_requests).samples
-    keep = config.method.tower is not None
-    return [observe_sample(subject.modules, each, config.vision_requests, normalization, keep) for each in alone]
+    config, modules = subject.config, subject.modules
+    if config.method.tower is not None:  # which every trial runs again
+        return [observe_sample(modules, each, (), normalization, keep_inputs=True) for each in alone]
+    if workspace.settings.model.weights == "random":
+        return [observe_sample(modules, each, config.vision_requests, normalization) for each in alone]
+    return observed(workspace, workspace.samples("calibration"), "calibration", config.vision_requests).samples

@@ -25,6 +25,7 @@ from multimodal.loading import chosen_device
 from multimodal.runtime.fitting import check_fits
 
 PUBLISHED = ("llava_onevision_7b@1152x1152", "llava_next_7b@672x672", "llava_1_5_7b", "qwen2_5_vl_7b@1008x1008")
+LEAST_SECONDS = 20  # for a shape's first batch, whatever time is left
 COMPILED_ONCE = "left out: it is compiled anew for every batch, and the time is limited"
 
 
@@ -106,7 +107,7 @@ def run(arguments: Arguments, say: Callable[[str], None]) -> Report:
             subject = Subject(shape.name, modules, config, in_words(shape.size), prompts)
             for turn, batch in enumerate(arguments.batches):
                 left = (len(shapes) - number) * len(arguments.batches) - turn + arguments.sweep
-                effort = _effort(arguments, began, left)
+                effort = _effort(arguments, began, left, least=0 if turn else LEAST_SECONDS)
                 say(f"{shape}, batch {batch}")
                 skipped = {COMPILED: COMPILED_ONCE} if arguments.minutes and turn else {}
                 cases.append(measure_case(subject, batch, effort, peaks, skipped))
@@ -125,13 +126,13 @@ def _prompts(modules: Modules, size: tuple[int, int] | None, text_tokens: int, b
     return [random_inputs(modules, size, batch, text_tokens)]
 
 
-def _effort(arguments: Arguments, began: float, left: int) -> Effort:
-    """An equal part of the time that is left, for each of so many measurements."""
+def _effort(arguments: Arguments, began: float, left: int, least: float = 0) -> Effort:
+    """An equal part of the time that is left, for each of so many measurements, but so many seconds at least."""
     if arguments.minutes is None:
         return Effort(arguments.repeats, arguments.new_tokens)
     now = time.monotonic()
     over = began + 60 * arguments.minutes - now
-    return Effort(arguments.repeats, arguments.new_tokens, now + over / left)
+    return Effort(arguments.repeats, arguments.new_tokens, now + max(over / left, least))
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
