@@ -14,15 +14,23 @@ if TYPE_CHECKING:
     from multimodal import costs, importance, plan, recycling
     from multimodal.config import PruningConfig, PruningStep
     from multimodal.loading import load_model
+    from multimodal.recording.recordings import Recordings
     from multimodal.runtime import prune
 
-_HOMES = {"PruningConfig": "config", "PruningStep": "config", "load_model": "loading", "prune": "runtime"}
+_HOMES = {
+    "PruningConfig": "config",
+    "PruningStep": "config",
+    "Recordings": "recording.recordings",
+    "load_model": "loading",
+    "prune": "runtime",
+}
 _MODULES = ("costs", "importance", "plan", "recycling")
 
 __all__ = [
     "FlowpruneError",
     "PruningConfig",
     "PruningStep",
+    "Recordings",
     "costs",
     "importance",
     "load_model",

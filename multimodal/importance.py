@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from multimodal.constants import constant, integers
+
 GREY_LEVELS = 256
 CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 26}  # attention weights formed at once: near a cache, or few launches
 EXACT_SETS = 64  # up to this size a ranked table holds every query set, beyond it one in every 2.5 %
@@ -107,6 +109,10 @@ def query_set_sizes(tokens: int, threshold: float) -> list[int]:
     return sizes
 
 
+def _set_sizes(tokens: int, threshold: float) -> Tensor:
+    return integers(*query_set_sizes(tokens, threshold))
+
+
 def ranked_relevance(
     queries: Tensor, keys: Tensor, scaling: float, received: Tensor, threshold: float, sinks: Tensor | None = None
 ) -> Tensor:
@@ -143,7 +149,7 @@ def relevance_from_table(table: Tensor, received: Tensor, lowest: float, thresho
         lowest: the table's lowest threshold.
         threshold: the one asked for, not below it.
     """
-    sizes = torch.tensor(query_set_sizes(received.shape[-1], lowest), device=received.device)
+    sizes = constant(_set_sizes, received.device, received.shape[-1], lowest)
     size = (received > threshold * received.mean(-1, keepdim=True)).sum(-1, keepdim=True).clamp(min=1)
     upper = torch.searchsorted(sizes, size)
     lower = torch.where(sizes[upper] == size, upper, upper - 1)

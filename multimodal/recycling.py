@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from multimodal.constants import constant
 from multimodal.errors import FlowpruneError
 from multimodal.ranking import highest, ranked
 from multimodal.selection import Selection
@@ -89,7 +90,7 @@ def recycle_tokens(
     cells = cells_of(grids, cell, count if rule == "exact" else None)
     if cells is None:
         return Selection(highest(importance, count))
-    ids = cells.ids.to(importance.device)[index]
+    ids = constant(_cell_ids, importance.device, grids, cell, count if rule == "exact" else None)[index]
     rank = _ranks(importance)
     if rule == "released":
         top = torch.tensor([[max(count - int(index.shape[1] / cell**2), 0)]], device=importance.device)
@@ -128,6 +129,12 @@ def cells_of(grids: Grids, cell: float, count: int | None = None) -> Cells | Non
         ids.append((before + row.unsqueeze(1) * along + column).flatten())
         before += _cells_along(rows, cell) * along
     return Cells(torch.cat(ids), before)
+
+
+def _cell_ids(grids: Grids, cell: float, count: int | None) -> Tensor:
+    cells = cells_of(grids, cell, count)
+    assert cells is not None
+    return cells.ids
 
 
 def cells_in(grids: Sequence[tuple[int, int]], cell: float) -> int:

@@ -7,7 +7,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
+from multimodal.constants import constant
 from multimodal.evidence import ReceivedAttention, Request
+from multimodal.layout import Layout
 from multimodal.methods.method import Method, VisualTokens
 from multimodal.ranges import SearchRange
 from multimodal.ranking import highest, marked
@@ -43,8 +45,12 @@ class HiPrune(Method):
         objects, deep = (tokens.evidence(request) for request in self.evidence)
         anchors = highest(objects, round(count * self.anchor_share / 5))
         is_anchor = marked(anchors, tokens.index.shape[1])
-        beside = tokens.layout.neighbours.to(deep.device)
+        beside = constant(_neighbours, deep.device, tokens.layout)
         patches = len(beside)
         anchor_patches = pad(marked(tokens.index.gather(1, anchors), patches), (0, 1))  # none stands for a missing one
         is_buffer = anchor_patches[:, beside].amax(-1).gather(1, tokens.index)
         return highest(deep, count, first=2 * is_anchor + is_buffer * (1 - is_anchor))
+
+
+def _neighbours(layout: Layout) -> Tensor:
+    return layout.neighbours

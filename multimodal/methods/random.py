@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from multimodal.constants import constant
 from multimodal.methods.method import Method, VisualTokens
 
 
@@ -19,10 +20,10 @@ class Random(Method):
     seed: int = 0
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        generator = torch.Generator("cpu").manual_seed(self.seed * 1000 + tokens.layer)
         images, left = tokens.index.shape
-        return (
-            torch.rand(left, generator=generator, dtype=torch.float32, device="cpu")
-            .to(tokens.index.device)
-            .expand(images, left)
-        )
+        return constant(_drawn, tokens.index.device, self.seed * 1000 + tokens.layer, left).expand(images, left)
+
+
+def _drawn(seed: int, number: int) -> Tensor:
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.rand(number, generator=generator, dtype=torch.float32, device="cpu")

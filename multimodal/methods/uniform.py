@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from multimodal.constants import constant
+from multimodal.layout import Layout
 from multimodal.methods.method import Method, VisualTokens
 
 
@@ -17,9 +19,12 @@ class Uniform(Method):
     name: Literal["uniform"] = "uniform"
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        row, column = tokens.layout.cells[:, 1], tokens.layout.cells[:, 2]
-        longest = max(max(grid) for grid in tokens.layout.grids)
-        return -bayer_rank(row, column, bits=(longest - 1).bit_length()).to(tokens.index.device)[tokens.index].float()
+        return constant(_spread_score, tokens.index.device, tokens.layout)[tokens.index]
+
+
+def _spread_score(layout: Layout) -> Tensor:
+    longest = max(max(grid) for grid in layout.grids)
+    return -bayer_rank(layout.cells[:, 1], layout.cells[:, 2], bits=(longest - 1).bit_length()).float()
 
 
 def bayer_rank(row: Tensor, column: Tensor, bits: int) -> Tensor:

@@ -1,11 +1,13 @@
 """VScan (TMLR 2026, arXiv 2505.22654): a scan by windows and one of the whole, merging, and a cut half way down."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
 
+from multimodal.constants import constant, integers
 from multimodal.evidence import GlobalAttention, LanguageAttention, Request
 from multimodal.layout import Layout
 from multimodal.merging import merge_into_nearest
@@ -50,8 +52,8 @@ class VScan(Method):
         if tokens.layer > 0:
             return highest(tokens.evidence(LAST_ROW), count)
         shallow, deep, _ = self.evidence
-        numbers, windows = windows_of(tokens.layout, self.window)
-        window = numbers.to(tokens.index.device)[tokens.index]
+        windows = sum(_windows_in(tokens.layout, self.window))
+        window = constant(window_numbers, tokens.index.device, tokens.layout, self.window)[tokens.index]
         turn = rank_within(tokens.evidence(shallow), window, windows) * windows + window
         local = highest(-turn, count // 2)
         return highest(tokens.evidence(deep), count, first=marked(local, tokens.index.shape[1]))
@@ -61,8 +63,8 @@ class VScan(Method):
         return Selection(kept) if tokens.layer > 0 else merge_into_nearest(kept, tokens.features)
 
 
-def windows_of(layout: Layout, side: int) -> tuple[Tensor, int]:
-    """The number of each patch token's window ``[patch tokens]``, on the CPU, and how many windows there are.
+def window_numbers(layout: Layout, side: int) -> Tensor:
+    """The number of each patch token's window ``[patch tokens]``, on the CPU.
 
     Args:
         layout: of an image.
@@ -70,6 +72,10 @@ def windows_of(layout: Layout, side: int) -> tuple[Tensor, int]:
     """
     grid, row, column = layout.cells.unbind(1)
     across = [-(-columns // side) for _, columns in layout.grids]
-    number = [-(-rows // side) * wide for (rows, _), wide in zip(layout.grids, across, strict=True)]
-    first = grid.new_tensor([sum(number[:each]) for each in range(len(number))])
-    return first[grid] + row // side * grid.new_tensor(across)[grid] + column // side, sum(number)
+    first = [0, *accumulate(_windows_in(layout, side))]
+    return integers(*first)[grid] + row // side * integers(*across)[grid] + column // side
+
+
+def _windows_in(layout: Layout, side: int) -> list[int]:
+    """How many windows each grid has."""
+    return [-(-rows // side) * -(-columns // side) for rows, columns in layout.grids]

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from multimodal.constants import constant
 from multimodal.errors import FlowpruneError
 from multimodal.evidence import (
     LanguageAttention,
@@ -17,9 +18,9 @@ from multimodal.evidence import (
 )
 from multimodal.gathering import tokens_at
 from multimodal.importance import chosen_attention
+from multimodal.layout import Layout
 from multimodal.runtime.group import Group
 from multimodal.runtime.masks import attention_mask
-from multimodal.runtime.prompt import padded_rows
 from multimodal.runtime.segment import Segment, gather_tokens
 
 if TYPE_CHECKING:
@@ -81,11 +82,11 @@ class Answers:
                 return own[group.rows.unsqueeze(1), segment.slots(group.in_prompt, group.rows)]
             return own[group.rows]
         if isinstance(request, TextStates):
-            text = self._text_index(hidden.device)
+            text = self._prefill.placed.text.to(hidden.device)
             slots = segment.slots(text.clamp(min=0))
             return _masked(gather_tokens(hidden, slots), text).to(group.index.device)[group.rows]
         if isinstance(request, TextEmbeddings) and self._embeds is not None:
-            text = self._text_index(self._embeds.device)
+            text = self._prefill.placed.text.to(self._embeds.device)
             return _masked(gather_tokens(self._embeds, text.clamp(min=0)), text).to(group.index.device)[group.rows]
         if isinstance(request, VisualEmbeddings) and self._embeds is not None:
             return self._embeds.to(group.index.device)[group.rows.unsqueeze(1), group.table]
@@ -100,7 +101,9 @@ class Answers:
         own = [[answers[source] for source in self._prompt.images[image].sources] for image in group.images]
         images = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in own]
         whole = (images[0].unsqueeze(0) if len(images) == 1 else torch.stack(images)).to(group.index.device)
-        return whole.index_select(1, group.layout.patch_index.to(whole.device)) if group.layout.newlines else whole
+        if not group.layout.newlines:
+            return whole
+        return whole.index_select(1, constant(_patch_index, whole.device, group.layout))
 
     def see_attention(self, layer: int, compared: Compared) -> None:
         """Keep of the layer before a step what that step reads."""
@@ -154,17 +157,12 @@ class Answers:
         return _masked(_at(own, segment.slots(index.clamp(min=0))).transpose(1, 2), index)
 
     def _index(self, rows: str, device: torch.device) -> Tensor:
-        return self._text_index(device) if rows == "text" else self._last_index(device)
+        placed = self._prefill.placed
+        return (placed.text if rows == "text" else placed.last).to(device)
 
-    def _text_index(self, device: torch.device) -> Tensor:
-        """Index of each row's text tokens ``[B, most of them]``, −1 pads."""
-        return padded_rows(self._prompt.valid & ~self._prompt.is_visual).to(device)
 
-    def _last_index(self, device: torch.device) -> Tensor:
-        """Index of each row's last token ``[B, 1]``."""
-        length = self._prompt.valid.shape[1]
-        last = length - 1 - self._prompt.valid[:, ::-1].argmax(1)
-        return torch.from_numpy(last).unsqueeze(1).to(device)
+def _patch_index(layout: Layout) -> Tensor:
+    return layout.patch_index
 
 
 def _at(vectors: Tensor, slots: Tensor) -> Tensor:

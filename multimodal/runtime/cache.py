@@ -10,7 +10,8 @@ from functools import cache as once
 from typing import Any
 
 from torch import Tensor
-from transformers import Cache, DynamicCache, QuantizedCache
+from transformers import Cache, DynamicCache, QuantizedCache, StaticCache
+from transformers.cache_utils import DynamicLayer
 
 from multimodal.errors import FlowpruneError
 from multimodal.runtime.ledger import Ledger
@@ -71,6 +72,7 @@ class PrunedCache(Cache):
                 layer.crop(-lost(number))
 
     def reset(self) -> None:
+        self.layers = vars(self).pop("static_layers", self.layers)
         super().reset()
         bases = type(self).__bases__
         del self.ledger, self.driven
@@ -98,10 +100,39 @@ def begin_pruned(cache: Cache, ledger: Ledger | None) -> None:
     Raises:
         FlowpruneError: it is of a kind whose layers cannot differ in length.
     """
-    if not isinstance(cache, DynamicCache | QuantizedCache):
+    check_dynamic(cache)
+    _know(cache, ledger)
+
+
+def check_dynamic(cache: Cache) -> None:
+    """Refuse a cache whose layers cannot differ in length, which a recording alone can fill.
+
+    Raises:
+        FlowpruneError: it is one.
+    """
+    if not isinstance(cache, DynamicCache | QuantizedCache | PrunedCache):
         raise FlowpruneError(
-            f"{type(cache).__name__} cannot hold layers of different lengths: leave cache_implementation unset."
+            f"{type(cache).__name__} cannot hold layers of different lengths: leave cache_implementation unset, or "
+            "open the block with recordings=Recordings()."
         )
+
+
+def begin_recorded(cache: Cache, ledger: Ledger, layers: int) -> None:
+    """Let an empty cache know what it holds, whose layers a recording fills.
+
+    Args:
+        cache: a dynamic one, or a static one, whose layers have the lengths of a dynamic one's from now on.
+        ledger: what it holds.
+        layers: of the language model.
+    """
+    if isinstance(cache, StaticCache):
+        vars(cache).setdefault("static_layers", cache.layers)
+        cache.layers = []
+    cache.layers += [DynamicLayer() for _ in range(layers - len(cache.layers))]
+    _know(cache, ledger)
+
+
+def _know(cache: Cache, ledger: Ledger | None) -> None:
     own: Any = cache
     if not isinstance(cache, PrunedCache):
         own.__class__ = _pruned(own.__class__)

@@ -78,6 +78,21 @@ def two_dimensional(mask: Any) -> Tensor | None:
     return mask
 
 
+def seen_by_last(mask: Any, tokens: int) -> Tensor | None:
+    """The padding mask ``[B, tokens]`` of a prompt, from what was made for the attention of a static cache, or None.
+
+    Args:
+        mask: ``[B, 1, tokens, slots]``, true or 0 where something is seen; or several of them by kind of layer.
+        tokens: of the prompt.
+    """
+    if isinstance(mask, Mapping):
+        mask = mask.get("full_attention", next(iter(mask.values()), None))
+    if not isinstance(mask, Tensor) or mask.ndim != 4:
+        return two_dimensional(mask)
+    last = mask[:, 0, -1, :tokens]
+    return last if last.dtype == torch.bool else last == 0
+
+
 def placeholders(modules: Modules, embeds: Tensor) -> Tensor:
     """Token ids of placeholders among embeddings, found as the model itself does it, −1 elsewhere ``[B, L]``."""
     geometry, table = modules.geometry, modules.text_model.get_input_embeddings()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from multimodal.runtime.prefill import Prefill
+from multimodal.runtime.outcome import Outcome
 from multimodal.runtime.prompt import Prompt
 from multimodal.runtime.reading import Reading
 from multimodal.runtime.watch import Encoded, Modality
@@ -31,7 +31,7 @@ class Forward(threading.local):
     def __init__(self) -> None:
         self.encoded: dict[Modality, Encoded] = {}  # by the last encoding of each modality
         self.outputs: list[tuple[ref[Any], Encoded]] = []  # by the model's output, which may be handed in later
-        self.last: Prefill | None = None
+        self.last: Outcome | None = None
         self.has_read = False
         self.fed: Prompt | None = None
         self.reset()
@@ -42,4 +42,5 @@ class Forward(threading.local):
         self.unlocated: Unlocated | None = None
         self.reading: Reading | None = None
         self.cache: Any = None
+        self.replayed: Any = None  # what a recording has computed in the text model's place
         self.looking_ahead = False

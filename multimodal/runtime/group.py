@@ -1,12 +1,13 @@
 """The prunable tokens of a prompt, images of one layout together."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from multimodal.constants import constant, counting, integers
 from multimodal.layout import Layout
 from multimodal.methods import Selection
 from multimodal.runtime.prompt import Prompt
@@ -55,24 +56,30 @@ class Group:
         return replace(self, index=index, sizes=sizes)
 
 
-def grouped(prompt: Prompt, together: bool, device: torch.device) -> list[Group]:
-    """A prompt's images by layout.
+def members_of(prompt: Prompt, together: bool) -> list[tuple[Layout, tuple[int, ...]]]:
+    """The layout of each group of a prompt's images, and which of them are in it.
 
     Args:
         prompt: which.
         together: whether images of one layout are handled together; one by one where they may come to differ in count.
-        device: of the tensors.
     """
     members = defaultdict(list)
     for number, image in enumerate(prompt.images):
         members[image.layout if together else (image.layout, number)].append(number)
+    return [(prompt.images[numbers[0]].layout, tuple(numbers)) for numbers in members.values()]
+
+
+def grouped(prompt: Prompt, members: Sequence[tuple[Layout, tuple[int, ...]]], tables: Sequence[Tensor]) -> list[Group]:
+    """A prompt's images by layout, before any step.
+
+    Args:
+        prompt: which.
+        members: :func:`members_of` it.
+        tables: of each group (:class:`multimodal.runtime.placed.Placed`).
+    """
     groups = []
-    for numbers in members.values():
-        images = [prompt.images[number] for number in numbers]
-        layout = images[0].layout
-        patches = np.delete(np.arange(layout.visual_tokens), layout.newlines)
-        table = torch.from_numpy(np.stack([image.index[patches] for image in images])).to(device)
-        rows = torch.tensor([image.row for image in images], device=device)
-        index = torch.arange(layout.patch_tokens, device=device).expand(len(images), -1)
-        groups.append(Group(layout, tuple(numbers), rows, table, index))
+    for (layout, images), table in zip(members, tables, strict=True):
+        rows = constant(integers, table.device, *(prompt.images[image].row for image in images))
+        index = constant(counting, table.device, 0, layout.patch_tokens).expand(len(images), -1)
+        groups.append(Group(layout, images, rows, table, index))
     return groups

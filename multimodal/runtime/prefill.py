@@ -11,16 +11,19 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from multimodal.config import PruningConfig
+from multimodal.constants import constant, counting
 from multimodal.errors import FlowpruneError
 from multimodal.evidence import LanguageAttention
 from multimodal.families import Geometry
 from multimodal.methods import Selection, VisualTokens
 from multimodal.plan import Plan, kept_count, step_ratio
 from multimodal.runtime.answers import Answers, Compared
-from multimodal.runtime.group import Group, grouped
+from multimodal.runtime.group import Group, grouped, members_of
 from multimodal.runtime.ledger import Ledger
 from multimodal.runtime.masks import Keys
-from multimodal.runtime.prompt import Prompt, padded_rows
+from multimodal.runtime.outcome import Merged, Outcome
+from multimodal.runtime.placed import Placed, place
+from multimodal.runtime.prompt import Prompt
 from multimodal.runtime.reading import Reading, either
 from multimodal.runtime.segment import Segment, gather_positions, gather_tokens
 
@@ -35,6 +38,8 @@ class Prefill(Reading):
         prompt: what is read.
         past: what the cache holds of the conversation before; None: nothing.
         device: of the embeddings.
+        placed: where the prompt's tokens are on the device, as a recording keeps it; None: it is copied there.
+        plan: what rows have at most, where the prompt stands for all of its bucket; None: the prompt's own.
     """
 
     def __init__(
@@ -45,29 +50,24 @@ class Prefill(Reading):
         prompt: Prompt,
         past: Ledger | None,
         device: torch.device,
+        placed: Placed | None = None,
+        plan: Plan | None = None,
     ) -> None:
-        valid = torch.from_numpy(prompt.valid).to(device)
+        members = members_of(prompt, config.exact)
+        self.placed = place(prompt, members, device) if placed is None else placed
+        valid = self.placed.valid
         super().__init__(geometry, text_config, past, valid, len(valid), valid.shape[1], device)
         self.config = config
         self.prompt = prompt
-        self.plan: Plan = prompt.plan(config.schedule, text_config.num_hidden_layers)
-        self.segments: dict[int, Segment] = {0: Segment.unpruned(valid, tuple(prompt.valid.sum(1).tolist()))}
+        self.plan = prompt.plan(config.schedule, text_config.num_hidden_layers) if plan is None else plan
+        lengths = tuple(row.text_tokens + row.visual_tokens for row in self.plan.rows)
+        self.segments: dict[int, Segment] = {0: Segment.unpruned(valid, lengths, at_most=plan is not None)}
         self.shift: Tensor | None = None if past is None else past.shift
+        self.following: Tensor  # position ids after the prompt
         self._steps = {step.layer: number for number, step in enumerate(config.schedule)}
-        self.groups: dict[int, list[Group]] = {}  # what each step has left, by its layer
-        self._groups = grouped(prompt, config.exact, device)
-        self._stays = self._never_pruned()
+        self._merged: dict[int, list[Merged]] = {}  # what each step that merges left, by its layer
+        self._groups = grouped(prompt, members, self.placed.tables)
         self._answers: Answers
-        self._following: Tensor  # position ids after the prompt
-
-    # the prompt on the device
-
-    def _never_pruned(self) -> Tensor:
-        """Index of each row's text and newline tokens ``[B, most of them]``, −1 pads."""
-        stays = self.prompt.valid & ~self.prompt.is_visual
-        for image in self.prompt.images:
-            stays[image.row, image.index[list(image.layout.newlines)]] = True
-        return padded_rows(stays).to(self._device)
 
     # before the language model
 
@@ -117,7 +117,7 @@ class Prefill(Reading):
         if position_ids is None:
             first = self.geometry.first_position + self.before
             position_ids = torch.arange(first, first + self._queries, device=self._device).unsqueeze(0)
-        self._following = _following(position_ids.expand(*position_ids.shape[:-2], self._batch, -1))
+        self.following = _following(position_ids.expand(*position_ids.shape[:-2], self._batch, -1))
         if not given and not segment.cut and self.shift is None:
             return None
         if segment.cut and self.config.positions == "compact":
@@ -128,25 +128,19 @@ class Prefill(Reading):
 
     def _compact(self, position_ids: Tensor, segment: Segment) -> Tensor:
         """Numbers without gaps, from where the conversation before ends; the shift grows by what is left out."""
-        lengths, width = np.array(segment.lengths)[:, None], segment.index.shape[1]
-        numbers = self._on_device(np.maximum(np.arange(width) - (width - lengths), 0) + self.geometry.first_position)
-        ends = self._on_device(lengths + self.geometry.first_position)
+        begin, width = self.geometry.first_position, segment.index.shape[1]
+        numbers = constant(counting, self._device, begin, begin + width).unsqueeze(0)
+        ends: Tensor | int = begin + width
+        if segment.padded:
+            numbers = (segment.valid.cumsum(1) - 1).clamp(min=0) + begin
+            ends = segment.valid.sum(1, keepdim=True) + begin
         if self.past is not None:
             largest = torch.iinfo(position_ids.dtype).max
-            first = position_ids.expand(self._batch, -1).masked_fill(~self.prompt_valid, largest).amin(1, True)
+            first = position_ids.expand(self._batch, -1).masked_fill(~self.placed.valid, largest).amin(1, True)
             first = first - self.geometry.first_position - (0 if self.shift is None else self.shift)
             numbers, ends = numbers + first, ends + first
-        self.shift = self._following.unsqueeze(1) - ends
+        self.shift = self.following.unsqueeze(1) - ends
         return numbers
-
-    def _on_device(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self._device)
-
-    @property
-    def prompt_valid(self) -> Tensor:
-        """Padding mask of the unpruned prompt ``[B, L]``."""
-        assert self._valid is not None
-        return self._valid
 
     # one step
 
@@ -157,7 +151,7 @@ class Prefill(Reading):
         chosen = [self._select(layer, group, before, hidden) for group in self._groups]
         after = [group.after(selection) for group, selection in zip(self._groups, chosen, strict=True)]
         kept = [group.in_prompt for group in after]
-        index = torch.cat([self._stays.to(hidden.device), self._by_row(after, kept)], 1)
+        index = torch.cat([self.placed.stays.to(hidden.device), self._by_row(after, kept)], 1)
         segment, gather = before.next(index, self._lengths(layer, before, after), before.bias)
         left = [gather_tokens(states, gather) for states in carried]
         weight, bias = self.config.merged_weight, segment.bias
@@ -173,7 +167,12 @@ class Prefill(Reading):
                 bias = torch.zeros_like(segment.index, dtype=torch.float32) if bias is None else bias
                 bias = bias.index_put(target, weight * group.sizes.log())
         self.segments[layer] = replace(segment, bias=bias)
-        self._groups = self.groups[layer] = after
+        self._groups = after
+        self._merged[layer] = [
+            Merged([self.prompt.images[image].row for image in group.images], own, group.sizes)
+            for group, own in zip(after, kept, strict=True)
+            if group.sizes is not None
+        ]
         return left
 
     def _select(self, layer: int, group: Group, segment: Segment, hidden: Tensor) -> Selection:
@@ -212,10 +211,9 @@ class Prefill(Reading):
                 row = self.prompt.images[image].row
                 columns.append((row, counts[row], group.index.shape[1]))
                 counts[row] += group.index.shape[1]
-        flat = np.concatenate([row * max(counts) + start + np.arange(number) for row, start, number in columns])
         index = torch.full((self._batch * max(counts),), -1, device=kept[0].device)
-        index[torch.from_numpy(flat).to(index.device)] = torch.cat([own.flatten() for own in kept])
-        return index.view(self._batch, -1)
+        places = constant(_places, index.device, max(counts), *columns)
+        return index.index_copy(0, places, torch.cat([own.flatten() for own in kept])).view(self._batch, -1)
 
     def forget(self) -> None:
         super().forget()
@@ -281,10 +279,20 @@ class Prefill(Reading):
 
     def ended(self) -> Ledger:
         new = {layer: segment.keys(self.before) for layer, segment in self.segments.items()}
-        padding = torch.from_numpy((~self.prompt.valid).sum(1)).to(self._device)
+        padding = self.placed.padding
         if self.past is not None:
-            return self.past.extended(new, self._queries, padding, self._following, self.shift)
-        return Ledger(self._queries, 0, new, padding, self._following, self.shift)
+            return self.past.extended(new, self._queries, padding, self.following, self.shift)
+        return Ledger(self._queries, 0, new, padding, self.following, self.shift)
+
+    @property
+    def outcome(self) -> Outcome:
+        """What it did so far."""
+        return Outcome(self.config, self.prompt, self.plan, self.past, dict(self.segments), dict(self._merged))
+
+
+def _places(width: int, *columns: tuple[int, int, int]) -> Tensor:
+    """Where stretches of rows lie in a flattened ``[B, width]``, from (row, first column, columns) of each."""
+    return torch.cat([torch.arange(number, device="cpu") + row * width + start for row, start, number in columns])
 
 
 def _following(position_ids: Tensor) -> Tensor:

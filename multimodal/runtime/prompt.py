@@ -187,12 +187,3 @@ def joined_layout(layouts: tuple[Layout, ...]) -> Layout:
         views=tuple(patches for layout in layouts for patches in layout.views),
         video=layouts[0].video,
     )
-
-
-def padded_rows(chosen: NDArray[np.bool_]) -> Tensor:
-    """Index of the chosen places of each row ``[B, most of them]``, −1 pads on the left."""
-    counts = chosen.sum(1)
-    index = np.full((len(chosen), max(int(counts.max()), 1)), -1)
-    for row, places in enumerate(chosen):
-        index[row, index.shape[1] - counts[row] :] = np.flatnonzero(places)
-    return torch.from_numpy(index)

@@ -1,6 +1,6 @@
 """``with prune(model, config):`` — hooks on a stock transformers model, gone on exit."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -8,16 +8,18 @@ from weakref import WeakSet, ref
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from multimodal.config import PruningConfig
 from multimodal.errors import FlowpruneError
 from multimodal.evidence import VisionEvidence, token_evidence
 from multimodal.families import modules_of
 from multimodal.layout import Layout
+from multimodal.recording.recordings import Recordings
 from multimodal.runtime.answers import Compared
 from multimodal.runtime.attention import observed_attention
-from multimodal.runtime.cache import PrunedCache, begin_pruned
+from multimodal.runtime.cache import PrunedCache, begin_pruned, check_dynamic
 from multimodal.runtime.calls import (
     check_outputs,
     check_unpacked,
@@ -25,14 +27,16 @@ from multimodal.runtime.calls import (
     new_tokens,
     on_host,
     placeholders,
+    seen_by_last,
     text_positions,
     two_dimensional,
 )
 from multimodal.runtime.fitting import check_fits
 from multimodal.runtime.forward import Forward, Unlocated
-from multimodal.runtime.hooks import Hook
+from multimodal.runtime.hooks import Hook, MethodHook
 from multimodal.runtime.ledger import Ledger
 from multimodal.runtime.lookahead import Looked, look_ahead, observed_layers
+from multimodal.runtime.outcome import Outcome
 from multimodal.runtime.prefill import Prefill
 from multimodal.runtime.prompt import Prompt, locate
 from multimodal.runtime.reading import Reading
@@ -45,7 +49,7 @@ _in_use: WeakSet[nn.Module] = WeakSet()
 
 
 @contextmanager
-def prune(model: PreTrainedModel, config: PruningConfig) -> Iterator["Pruner"]:
+def prune(model: PreTrainedModel, config: PruningConfig, *, recordings: Recordings | None = None) -> Iterator["Pruner"]:
     """Prune the visual tokens of every prompt that the model reads inside the ``with`` block.
 
     The outputs of a pruned prefill are those of the tokens that are left, padded on the left; ``report[i].places``
@@ -56,14 +60,17 @@ def prune(model: PreTrainedModel, config: PruningConfig) -> Iterator["Pruner"]:
         model: a stock transformers vision-language model of a supported family, or a wrapper of one (PEFT, a compiled
             model).
         config: how to prune.
+        recordings: where prefills and decoding steps are recorded, to be replayed without the host's work between
+            their launches; None: nothing is.
 
     Yields:
         The pruner; its ``report`` describes the last prefill.
 
     Raises:
-        FlowpruneError: the config does not fit the model, or the model is being pruned already; the model is untouched.
+        FlowpruneError: the config does not fit the model, the model is being pruned already, or recordings insist and
+            it cannot be recorded; the model is untouched.
     """
-    pruner = Pruner(model, config)
+    pruner = Pruner(model, config, recordings)
     own = pruner.modules.model
     if own in _in_use:
         raise FlowpruneError("This model is being pruned already: leave the outer prune() block first.")
@@ -81,13 +88,16 @@ class Pruner:
     shows is kept by thread, what was pruned by the cache it went to.
     """
 
-    def __init__(self, model: PreTrainedModel, config: PruningConfig) -> None:
+    def __init__(self, model: PreTrainedModel, config: PruningConfig, recordings: Recordings | None = None) -> None:
         self.config = config
         self.modules = modules_of(model)
         check_fits(self.modules, config)
         self._requests = config.vision_requests
         self._forward = Forward()
-        self._last: Prefill | None = None  # of any thread
+        self._last: Outcome | None = None  # of any thread
+        text = self.modules.text_model
+        self._stock = text.forward
+        self._recorded = None if recordings is None else recordings.path(self.modules, config, self._read)
 
     def attach(self, stack: ExitStack) -> None:
         """Put the hooks on; the stack takes them off."""
@@ -107,6 +117,8 @@ class Pruner:
             handles.append(layer.register_forward_pre_hook(Hook(partial(self._enter_layer, number)), with_kwargs=True))
         for handle in handles:
             stack.callback(handle.remove)
+        if self._recorded is not None:
+            stack.callback(MethodHook(text, "forward", self._run_text_model).remove)
         read = {modules.text_layers[layer]: partial(self._see_attention, layer) for layer in observed_layers(config)}
         stack.enter_context(observed_attention(read))
 
@@ -115,8 +127,8 @@ class Pruner:
         self._forward.fed = prompt
 
     @property
-    def prefill(self) -> Prefill | None:
-        """The last prefill; None if that had no images at all.
+    def outcome(self) -> Outcome | None:
+        """What the last prefill did; None if that had no images at all.
 
         The last of this thread, or of any, where this one has read nothing, as where answers are streamed.
         """
@@ -125,7 +137,7 @@ class Pruner:
     @property
     def report(self) -> list[SampleReport]:
         """One entry a sample of the last prefill; none if that had no images at all."""
-        last, text = self.prefill, self.modules.text_model
+        last, text = self.outcome, self.modules.text_model
         return [] if last is None else reports(text.config, text.dtype.itemsize, last)
 
     # from pixels to the base model
@@ -168,7 +180,11 @@ class Pruner:
         new: Any = embeds if ids is None else ids
         given = kinds(kwargs)
         pruned = isinstance(cache, PrunedCache) and cache.ledger is not None
-        if given or pruned:
+        if given and isinstance(cache, StaticCache) and self._recorded is not None:
+            forward.mask = seen_by_last(kwargs.get("attention_mask"), new.shape[1])
+        elif given or pruned:
+            if cache is not None:
+                check_dynamic(cache)
             forward.mask = two_dimensional(kwargs.get("attention_mask"))
         if pruned and kwargs.get("position_ids") is None:
             # padding is known, but not to the model
@@ -221,6 +237,28 @@ class Pruner:
         changed["attention_mask"] = torch.empty(0, 1, 1, 1, device=self._device if states is None else states.device)
         return args, {name: value for name, value in kwargs.items() if name not in CACHE_NAMES} | changed
 
+    def _run_text_model(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The text model's forward, unless a recording has done its work."""
+        output, self._forward.replayed = self._forward.replayed, None
+        return run(*args, **kwargs) if output is None else output
+
+    def _read(self, reading: Reading, cache: Cache, **kwargs: Any) -> Tensor:
+        """The last hidden states of the text model's own forward, its layers driven by a reading ``[B, L, C]``."""
+        mask = torch.empty(0, 1, 1, 1, device=kwargs["inputs_embeds"].device)
+        self._forward.reading = reading
+        try:
+            output = self._stock(**kwargs, attention_mask=mask, use_cache=True, **{self.modules.cache_name: cache})
+        finally:
+            self._forward.reading = None
+            reading.forget()
+        return output.last_hidden_state
+
+    def _replayed(self, hidden: Tensor, cache: Cache | None) -> dict[str, Any]:
+        """Let a recording's output be the text model's."""
+        self._forward.replayed = BaseModelOutputWithPast(last_hidden_state=hidden)
+        setattr(self._forward.replayed, self.modules.cache_name, cache)
+        return {}
+
     @property
     def _device(self) -> torch.device:
         return self.modules.text_model.device
@@ -231,17 +269,21 @@ class Pruner:
         past = self._past(cache, embeds)
         if self.config.adaptive is not None:
             prompt = prompt.weighted(self.config.adaptive, embeds)
-        reading = Prefill(self.modules.geometry, text.config, self.config, prompt, past, embeds.device)
         use_cache = kwargs.get("use_cache")
         if cache is None and (text.config.use_cache if use_cache is None else use_cache):
             cache = DynamicCache(config=text.config)
+        if self._recorded is not None and past is None:
+            read = self._recorded.prompt(prompt, cache, kwargs)
+            if read is not None:
+                self._note(read.outcome)
+                return self._replayed(read.hidden, cache)
+        reading = Prefill(self.modules.geometry, text.config, self.config, prompt, past, embeds.device)
         if cache is not None:
             begin_pruned(cache, past)
         embeds, position_ids, deepstack = reading.begin(
             embeds, kwargs.get("position_ids"), kwargs.get("deepstack_visual_embeds") or ()
         )
         forward.reading = reading
-        self._note(reading)
         changed: dict[str, Any] = {"inputs_embeds": embeds, "position_ids": position_ids, "cache": cache}
         if deepstack:
             changed |= {"visual_pos_masks": reading.visual_left, "deepstack_visual_embeds": deepstack}
@@ -260,18 +302,24 @@ class Pruner:
 
     def _go_on(self, cache: PrunedCache, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Read tokens that follow a pruned prompt; returns the text model's arguments that change."""
-        embeds, ids, ledger = kwargs.get("inputs_embeds"), kwargs.get("input_ids"), cache.ledger
+        ids, ledger = kwargs.get("input_ids"), cache.ledger
+        embeds: Any = kwargs.get("inputs_embeds")
         new = ids if embeds is None else embeds
         assert new is not None and ledger is not None
         batch, queries = new.shape[:2]
         valid = new_tokens(self._forward.mask, ledger.read, batch, queries)
         geometry, text = self.modules.geometry, self.modules.text_model
-        self._forward.reading = Reading(geometry, text.config, ledger, valid, batch, queries, new.device)
-        position_ids = kwargs.get("position_ids")
+        position_ids: Any = kwargs.get("position_ids")
         if ledger.shift is not None:
             if position_ids is None:
                 position_ids = ledger.positions(queries)
             position_ids = position_ids - ledger.shift.to(position_ids.device)
+        one = queries == 1 and valid is None and embeds is not None and position_ids is not None
+        if self._recorded is not None and one:
+            hidden = self._recorded.token(cache, embeds, position_ids, kwargs)
+            if hidden is not None:
+                return self._replayed(hidden, cache)
+        self._forward.reading = Reading(geometry, text.config, ledger, valid, batch, queries, new.device)
         return {"position_ids": position_ids}
 
     def _leave_text_model(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -282,6 +330,8 @@ class Pruner:
                 forward.cache.ledger = forward.reading.ended()
         if forward.reading is not None:
             forward.reading.forget()
+            if output is not None and isinstance(forward.reading, Prefill):
+                self._note(forward.reading.outcome)
         forward.reading = forward.cache = forward.unlocated = None
 
     def _enter_layer(self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -300,7 +350,7 @@ class Pruner:
         if isinstance(reading := self._forward.reading, Prefill):
             reading.see_attention(layer, Compared(*seen))
 
-    def _note(self, read: Prefill | None) -> None:
+    def _note(self, read: Outcome | None) -> None:
         self._forward.last = self._last = read
         self._forward.has_read = True
 

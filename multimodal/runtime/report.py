@@ -9,8 +9,7 @@ from transformers import PretrainedConfig
 
 from multimodal.costs import kv_bytes
 from multimodal.plan import RowPlan
-from multimodal.runtime.group import Group
-from multimodal.runtime.prefill import Prefill
+from multimodal.runtime.outcome import Merged, Outcome
 
 
 @dataclass(frozen=True)
@@ -36,13 +35,13 @@ class SampleReport:
     kv_bytes_unpruned: int
 
 
-def reports(text: PretrainedConfig, element_bytes: int, read: Prefill) -> list[SampleReport]:
+def reports(text: PretrainedConfig, element_bytes: int, read: Outcome) -> list[SampleReport]:
     """One a row of the prompt's batch; waits for the device.
 
     Args:
         text: config of the language model.
         element_bytes: of a cache element.
-        read: the prefill.
+        read: what a prefill did.
     """
     valid, is_visual = torch.from_numpy(read.prompt.valid), torch.from_numpy(read.prompt.is_visual)
     unpadded = valid.cumsum(1) - 1  # where each token would be without padding
@@ -51,7 +50,7 @@ def reports(text: PretrainedConfig, element_bytes: int, read: Prefill) -> list[S
         before = read.past.read - read.past.padding.cpu()
     segments = [read.segments[step.layer] for step in read.config.schedule]
     index = [segment.index.cpu().where(segment.valid.cpu(), -1) for segment in segments]
-    sizes = [_sizes(read.groups.get(step.layer, ()), valid.shape) for step in read.config.schedule]
+    sizes = [_sizes(read.merged.get(step.layer, ()), valid.shape) for step in read.config.schedule]
     found = []
     for row, plan in enumerate(read.plan.rows):
         left = [each[row][each[row] >= 0] for each in index]
@@ -71,10 +70,9 @@ def reports(text: PretrainedConfig, element_bytes: int, read: Prefill) -> list[S
     return found
 
 
-def _sizes(groups: Sequence[Group], shape: torch.Size) -> Tensor:
+def _sizes(merged: Sequence[Merged], shape: torch.Size) -> Tensor:
     """How many tokens each token of the unpruned prompt stands for after a step ``[B, L]``."""
     sizes = torch.ones(shape, dtype=torch.float32, device="cpu")
-    for group in groups:
-        if group.sizes is not None:
-            sizes[group.rows.unsqueeze(1).cpu(), group.in_prompt.cpu()] = group.sizes.cpu()
+    for own in merged:
+        sizes[torch.tensor(own.rows, device="cpu").unsqueeze(1), own.index.cpu()] = own.sizes.cpu()
     return sizes

@@ -22,9 +22,10 @@ class Segment:
         index: in the unpruned (padded) prompt, of each token ``[B, L]``, increasing; −1 where padded. Of a prompt that
             no step has cut yet, simply 0 … L − 1.
         valid: False where padded ``[B, L]``.
-        lengths: tokens of each row, padding not counted.
+        lengths: tokens of each row, padding not counted; or, with ``at_most``, what they can be.
         cut: whether some step has made it.
         bias: added to the attention logits of each key, in every layer ``[B, L]``, float32; None: nothing.
+        at_most: whether rows may be shorter than ``lengths``.
     """
 
     index: Tensor
@@ -32,17 +33,18 @@ class Segment:
     lengths: tuple[int, ...]
     cut: bool
     bias: Tensor | None = None
+    at_most: bool = False
 
     @classmethod
-    def unpruned(cls, valid: Tensor, lengths: tuple[int, ...]) -> "Segment":
+    def unpruned(cls, valid: Tensor, lengths: tuple[int, ...], at_most: bool = False) -> "Segment":
         """The prompt before any step, from its padding mask ``[B, L]``."""
         index = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
-        return cls(index, valid, lengths, cut=False)
+        return cls(index, valid, lengths, cut=False, at_most=at_most)
 
     @property
     def padded(self) -> bool:
-        """Whether some row is padded."""
-        return min(self.lengths) < self.index.shape[1]
+        """Whether some row is padded, or may be."""
+        return self.at_most or min(self.lengths) < self.index.shape[1]
 
     @cached_property
     def gatherable(self) -> Tensor:
@@ -73,7 +75,7 @@ class Segment:
             The segment, and where its tokens stand in this one ``[B, longest]`` (0 where padded).
         """
         index = index.sort(dim=1).values[:, -max(lengths) :]
-        left = Segment(index, index >= 0, lengths, cut=True)
+        left = Segment(index, index >= 0, lengths, cut=True, at_most=self.at_most)
         gather = self.slots(left.gatherable)
         if bias is not None:
             left = replace(left, bias=bias.gather(1, gather))

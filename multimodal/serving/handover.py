@@ -15,7 +15,7 @@ from multimodal.config import PruningConfig
 from multimodal.errors import FlowpruneError
 from multimodal.families import Geometry, Modules, modules_of
 from multimodal.runtime.hooks import Hook, MethodHook
-from multimodal.runtime.prefill import Prefill
+from multimodal.runtime.outcome import Outcome
 from multimodal.runtime.pruner import prune
 from multimodal.serving.rows import LeftOfImage
 
@@ -62,11 +62,11 @@ def hand_over(model: PreTrainedModel, config: PruningConfig, inputs: Mapping[str
         pruner = stack.enter_context(prune(model, config))
         seen.note_time()
         modules.base(**inputs, use_cache=False)
-        prefill = pruner.prefill
+        outcome = pruner.outcome
     began, encoded, reduced = seen.times
-    if prefill is None:
+    if outcome is None:
         return HandedOver([[] for _ in inputs["input_ids"]], encoded - began, 0.0)
-    return HandedOver(_images(modules, prefill, seen), encoded - began, reduced - encoded)
+    return HandedOver(_images(modules, outcome, seen), encoded - began, reduced - encoded)
 
 
 class _Seen:
@@ -94,12 +94,12 @@ class _Seen:
         self.times.append(time.perf_counter())
 
 
-def _images(modules: Modules, prefill: Prefill, seen: _Seen) -> list[list[LeftOfImage]]:
-    prompt, axes = prefill.prompt, modules.geometry.rotary_axes
+def _images(modules: Modules, outcome: Outcome, seen: _Seen) -> list[list[LeftOfImage]]:
+    prompt, axes = outcome.prompt, modules.geometry.rotary_axes
     batch, length = prompt.valid.shape
     given = torch.arange(length).unsqueeze(0) if seen.position_ids is None else seen.position_ids.cpu()
     positions = given.reshape(-1, *given.shape[-2:])[-axes:].expand(-1, batch, -1)
-    segment = prefill.segments[0]
+    segment = outcome.segments[0]
     index = segment.index.where(segment.valid, -1).cpu()
     rows: list[list[LeftOfImage]] = [[] for _ in range(batch)]
     for image in sorted(prompt.images, key=lambda image: (image.row, image.index[0])):
@@ -112,7 +112,7 @@ def _images(modules: Modules, prefill: Prefill, seen: _Seen) -> list[list[LeftOf
         slots = torch.isin(index[image.row], places).nonzero().squeeze(1)
         first = int(own[:, places].amin())
         left, span = own[:, index[image.row, slots]] - first, int(own[:, places].amax()) + 1 - first
-        if prefill.config.positions == "compact":
+        if outcome.config.positions == "compact":
             left, span = torch.arange(len(slots)).unsqueeze(0), len(slots)
         features = seen.embeds[image.row, slots.to(seen.embeds.device)]
         rows[image.row].append(LeftOfImage(features, left, span, len(places)))

@@ -32,6 +32,9 @@ from multimodal.evidence import (
 )
 from multimodal.families import modules_of
 from multimodal.methods import Method, VisualTokens
+from multimodal.runtime.group import Group, grouped, members_of
+from multimodal.runtime.outcome import Outcome
+from multimodal.runtime.placed import place
 from multimodal.runtime.watch import watch_vision
 from multimodal.testing.contracts import EXACT, families, mixed_samples, rotated
 from multimodal.testing.oracles import (
@@ -435,6 +438,12 @@ class Asked(NamedTuple):
     answers: list[Tensor]
 
 
+def groups_of(outcome: Outcome) -> list[Group]:
+    """A prompt's images by layout."""
+    members = members_of(outcome.prompt, outcome.config.exact)
+    return grouped(outcome.prompt, members, place(outcome.prompt, members, torch.device("cpu")).tables)
+
+
 def asked(model: PreTrainedModel, inputs: dict, requests: Sequence, schedule: Sequence, **fields: Any) -> dict:
     """For each step's layer, what was answered about each image."""
     SEEN.clear()
@@ -442,7 +451,7 @@ def asked(model: PreTrainedModel, inputs: dict, requests: Sequence, schedule: Se
     config = PruningConfig(method=Asking(requests=tuple(requests)), schedule=steps, **fields)
     with prune(model, config) as pruner:
         model(**inputs)
-        groups = pruner._last._groups  # which images go together
+        groups = groups_of(pruner.outcome)  # which images go together
     found: dict[int, list[Asked]] = {layer: [] for layer, _ in schedule}
     for number, (layer, index, answers) in enumerate(SEEN):
         group = groups[number % len(groups)]
@@ -546,7 +555,7 @@ def test_the_next_layer_counts_this_prompt_alone_in_a_conversation(name: str, ea
         chosen = PruningConfig(method=method, schedule=steps)
         with eager_weights(model, by_head=True) as weights, prune(model, chosen) as pruner:
             logits = model(**inputs).logits
-        return list(SEEN), weights, logits, pruner._last._groups
+        return list(SEEN), weights, logits, groups_of(pruner.outcome)
 
     requests = tuple(LanguageAttention(rows, "next") for rows in ("last", "text"))
     weights = second_turn([(2, 1.0)])[1][2][0, ..., -later["input_ids"].shape[1] :]

@@ -1,0 +1,73 @@
+"""Why a model, a config or a call cannot be recorded: found before anything is computed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
+
+from multimodal.config import PruningConfig
+from multimodal.costs import sliding_window
+from multimodal.families import Modules
+from multimodal.runtime.hooks import Hook
+
+PLAIN = ("attention_mask", "position_ids", "inputs_embeds", "use_cache", "cache", "past_key_values", "cache_position")
+
+
+def model_reason(modules: Modules, config: PruningConfig) -> str | None:
+    """Why no prompt of a model can be recorded under a config; None: some can.
+
+    Args:
+        modules: of the model.
+        config: how it is pruned.
+    """
+    text = modules.text_model
+    if config.adaptive is not None or not config.exact:
+        return f"{config.method.name} finds its counts while it reads: set adaptive to null and counts to exact"
+    if modules.geometry.deepstack_layers:
+        return f"{modules.geometry.model_type} adds visual features again inside the language model"
+    if any(sliding_window(text.config, layer) is not None for layer in range(len(modules.text_layers))):
+        return "the language model has sliding windows"
+    if len({parameter.device for parameter in text.parameters()}) > 1:
+        return "the language model lies on several devices"
+    if text.device.type == "meta" or any(hasattr(module, "_hf_hook") for module in text.modules()):
+        return "the language model's weights are offloaded"
+    for module in text.modules():
+        if type(module).__module__.startswith("peft."):
+            return "adapters can be switched: merge them into the model first"
+        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+        if any(not isinstance(hook, Hook) and not _is_librarys(hook) for hook in hooks):
+            return "hooks of others run inside the language model: remove them"
+    return None
+
+
+def _is_librarys(hook: Any) -> bool:
+    """transformers leaves hooks that collect hidden states behind, which do nothing while none are asked for."""
+    return getattr(hook, "__module__", "").startswith("transformers.")
+
+
+def call_reason(text: PreTrainedModel, cache: Cache | None, kwargs: Mapping[str, Any]) -> str | None:
+    """Why a call of the language model cannot be recorded; None: it can.
+
+    Args:
+        text: the language model.
+        cache: that it is handed; None: none.
+        kwargs: its arguments.
+    """
+    backend = text.config._attn_implementation
+    if backend not in ("sdpa", "eager"):
+        return f"{backend} finds out about padding while it runs: load the model with attn_implementation='sdpa'"
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in text.parameters()):
+        return "gradients are on: call the model inside torch.inference_mode()"
+    if text.training:
+        return "the model is in training mode: call model.eval()"
+    for name, value in kwargs.items():
+        if name not in PLAIN and (isinstance(value, torch.Tensor) or (name.startswith("output_") and value)):
+            return f"{name} is asked for"
+    if getattr(text.config, "output_hidden_states", False) or getattr(text.config, "output_attentions", False):
+        return "the model's config asks for hidden states or attentions"
+    if cache is None:
+        return None
+    if not isinstance(cache, DynamicCache | StaticCache) or getattr(cache, "offloading", False):
+        return f"{type(cache).__name__} keeps its layers elsewhere: leave cache_implementation unset"
+    return None
