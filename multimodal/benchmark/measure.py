@@ -105,7 +105,6 @@ def measure_case(subject: Subject, batch: int, effort: Effort, peaks: Peaks, ski
 def _inside(subject: Subject, prompts: Sequence[Inputs], way: Variant, timed: Timed, effort: Effort) -> dict[str, Any]:
     """What a variant's calls are made of, means over the prompts."""
     modules, model, device = subject.modules, subject.model, subject.model.device
-    layers = [] if way.config is None else [step.layer for step in way.config.schedule]
     call, timelines, ranges = generated(model, prompts, way, 1), [], Ranges()
 
     def in_parts() -> None:
@@ -115,11 +114,11 @@ def _inside(subject: Subject, prompts: Sequence[Inputs], way: Variant, timed: Ti
 
     for _ in range(1 if effort.over else TIMELINES):
         timeline = Timeline(device)
-        with told_parts(modules, layers, way.opened, timeline.begin):
+        with told_parts(modules, way, timeline.begin):
             timeline.begin(REST)
             call()
             timelines.append(timeline.stop())
-    with told_parts(modules, layers, way.opened, ranges.begin):
+    with told_parts(modules, way, ranges.begin):
         host = profiled(device, in_parts).per(len(prompts))
     with way.opened():
         peak, busy = peak_bytes(device, call), None
@@ -127,4 +126,5 @@ def _inside(subject: Subject, prompts: Sequence[Inputs], way: Variant, timed: Ti
             longer = profiled(device, generated(model, prompts, way, 1 + PROFILED_TOKENS)).per(len(prompts))
             busy = None if longer.busy is None else (longer.busy - host.busy) / PROFILED_TOKENS
     parts = {part: share * timed.first for part, share in shares(timelines).items()}
-    return {"parts": parts, "first_token_host": host, "decoding_busy": busy, "peak_bytes": peak}
+    found = {"parts": parts, "first_token_host": host, "decoding_busy": busy, "peak_bytes": peak}
+    return found | {"recorded_bytes": None if way.recordings is None else way.recordings.bytes}

@@ -3,12 +3,13 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 
+from multimodal.benchmark.variants import Variant
 from multimodal.families import Modules
 from multimodal.runtime.calls import PIXELS
 from multimodal.runtime.hooks import Hook, MethodHook
@@ -21,18 +22,19 @@ Begin = Callable[[str], None]
 
 
 @contextmanager
-def told_parts(
-    modules: Modules, layers: Sequence[int], opened: Callable[[], AbstractContextManager[Any]], begin: Begin
-) -> Iterator[None]:
-    """Tell which part of a call begins, inside the ``with`` block.
+def told_parts(modules: Modules, way: Variant, begin: Begin) -> Iterator[None]:
+    """Tell which part of a call begins, inside the ``with`` block, in which a variant is in place.
+
+    The variant is opened inside of the hooks that see the tower, which it watches, and its own hooks are between the
+    others. What is replayed is one part, selection and merging included.
 
     Args:
         modules: of the model.
-        layers: before which tokens are pruned; none: the model is not pruned.
-        opened: what puts pruning in place: it is opened inside of the hooks that see the tower, which it watches, and
-            its own hooks are between the others.
+        way: the variant.
         begin: called with the part's name.
     """
+    schedule = () if way.config is None or way.recordings is not None else way.config.schedule
+    layers = [step.layer for step in schedule]
     text, layer_of = modules.text_model, modules.text_layers
     stepped = [(text, SELECTION if 0 in layers else PREFILL), *((layer_of[each], SELECTION) for each in layers if each)]
     encoders = [f"get_{modality}_features" for modality in PIXELS]
@@ -49,9 +51,9 @@ def told_parts(
 
     with ExitStack() as stack:
         for name in encoders:
-            then = EVIDENCE if layers else REST
+            then = REST if way.config is None else EVIDENCE
             stack.callback(MethodHook(modules.base, name, partial(around, TOWER, then)).remove)
-        stack.enter_context(opened())
+        stack.enter_context(way.opened())
         for name in encoders:
             stack.callback(MethodHook(modules.base, name, partial(around, TOWER, REST)).remove)
         for module, part in stepped:

@@ -26,7 +26,8 @@ class Row(_Strict):
         first_token_bound, decoding_bound: the least that FLOPs and bytes allow on a device of these peaks.
         first_token_host: launches and waits of the first token, and for how long the device works.
         decoding_busy: for how long the device works for one more token.
-        peak_bytes: of memory beside weights and inputs; None where the device does not tell.
+        peak_bytes: of memory beside weights, inputs and recordings; None where the device does not tell.
+        recorded_bytes: that recordings hold.
     """
 
     variant: str
@@ -40,6 +41,7 @@ class Row(_Strict):
     first_token_host: Profile | None = None
     decoding_busy: float | None = None
     peak_bytes: int | None = None
+    recorded_bytes: int | None = None
 
 
 class Case(_Strict):

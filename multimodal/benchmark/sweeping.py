@@ -7,7 +7,7 @@ from multimodal.benchmark.inputs import random_inputs
 from multimodal.benchmark.models import in_words
 from multimodal.benchmark.sweep import Cell, Sweep
 from multimodal.benchmark.timing import Effort, time_variants
-from multimodal.benchmark.variants import PRUNED, RECORDED, UNPRUNED, Variant, variants
+from multimodal.benchmark.variants import PRUNED, RECORDED, UNPRUNED, variants
 from multimodal.config import PruningConfig
 from multimodal.families import Modules
 
@@ -53,21 +53,19 @@ def measure_sweep(
         seen.add(tokens)
         for batch in axes.batches:
             prompts = [random_inputs(modules, size, batch, axes.text_tokens)]
-            ways = [Variant(UNPRUNED)]
             for retention in axes.retentions:
-                pruned = variants(modules.model, config_at(retention), [PRUNED, RECORDED])
-                ways += [replace(way, name=f"{way.name} {retention}") for way in pruned]
-            timed = time_variants(modules.model, prompts, ways, replace(effort, new_tokens=0))
-            for retention in axes.retentions:
-                own = {way: timed[f"{way} {retention}"] for way in (PRUNED, RECORDED)}
+                ways = variants(modules.model, config_at(retention), (UNPRUNED, PRUNED, RECORDED))
+                timed = time_variants(modules.model, prompts, ways, replace(effort, new_tokens=0))
+                own = {name: each.first for name, each in timed.items() if not each.failed}
+                unpruned = own.pop(UNPRUNED, None)
                 cells.append(
                     Cell(
                         image=in_words(size),
                         visual_tokens=tokens,
                         batch=batch,
                         retention=retention,
-                        unpruned=None if timed[UNPRUNED].failed else timed[UNPRUNED].first,
-                        seconds={way: each.first for way, each in own.items() if not each.failed},
+                        unpruned=unpruned,
+                        seconds=own,
                     )
                 )
     return Sweep(model=name, cells=cells)

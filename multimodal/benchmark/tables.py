@@ -52,7 +52,7 @@ def overview(report: Report) -> Grid:
 
 def speed(case: Case) -> Grid:
     """How fast each variant is, and the least that its FLOPs and bytes allow."""
-    columns = ("", "first token", "×", "bound", "a token more", "×", "bound", "peak memory")
+    columns = ("", "first token", "×", "bound", "a token more", "×", "bound", "peak", "held")
     rows = []
     for row in case.rows:
         rows.append(
@@ -64,7 +64,8 @@ def speed(case: Case) -> Grid:
                 _ms(row.decoding),
                 _ratio(case.row(UNPRUNED).decoding, row.decoding),
                 _ms(row.decoding_bound),
-                NONE if row.peak_bytes is None else f"{row.peak_bytes / 2**20:,.0f} MiB",
+                _mib(row.peak_bytes),
+                _mib(row.recorded_bytes),
             )
         )
     title = (
@@ -143,6 +144,10 @@ def _held(row: Row) -> str:
 
 def _ms(seconds: float | None) -> str:
     return NONE if seconds is None else f"{seconds * 1000:,.1f} ms"
+
+
+def _mib(size: int | None) -> str:
+    return NONE if size is None else f"{size / 2**20:,.0f} MiB"
 
 
 def _ratio(before: float | None, after: float | None) -> str:

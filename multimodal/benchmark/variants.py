@@ -1,7 +1,7 @@
 """The ways of running ``generate()`` that are compared."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,11 +10,13 @@ from transformers import PreTrainedModel
 
 from multimodal.config import PruningConfig, PruningStep
 from multimodal.errors import FlowpruneError
+from multimodal.recording.recordings import Recordings
 from multimodal.runtime import prune
 
 UNPRUNED, PRUNED = "unpruned", "pruned"
 RECORDED = "recorded"  # pruned, and replayed
 COMPILED = "compiled"  # unpruned, with transformers' own static cache and compilation
+LIMIT_MIB = 1 << 16  # of recordings: what does not fit into the device's memory says so
 ALL = (UNPRUNED, PRUNED, RECORDED, COMPILED)
 RELEASED = {"query_threshold": 30.0, "entropy_weight": 0.0, "recycling_cell": 12.0, "recycling_weight": 0.0}
 RELEASED_RATIOS = (0.1166, 1.0, 0.6011)  # before the first layer, and those at one and two thirds of the depth
@@ -30,6 +32,7 @@ class Variant:
         opened: puts it in place while a block is open.
         options: of ``generate()``.
         note: what a reader of its figures must know.
+        recordings: that it replays.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Variant:
     opened: Callable[[], AbstractContextManager[Any]] = nullcontext
     options: Mapping[str, Any] = field(default_factory=dict)
     note: str | None = None
+    recordings: Recordings | None = None
 
 
 def variants(model: PreTrainedModel, config: PruningConfig, names: Sequence[str] = ALL) -> list[Variant]:
@@ -47,21 +51,16 @@ def variants(model: PreTrainedModel, config: PruningConfig, names: Sequence[str]
         config: how it is pruned.
         names: of those that are wanted.
     """
-    on_gpu, recorded = model.device.type == "cuda", partial(_recording, model, config)
-    note = None if on_gpu else "not compiled: transformers compiles decoding on a GPU alone"
+    compiled = model.device.type == "cuda"
+    note = None if compiled else "not compiled: transformers compiles decoding on a GPU alone"
+    recordings = Recordings(LIMIT_MIB, insist=True)
     found = [
         Variant(UNPRUNED),
         Variant(PRUNED, config, partial(prune, model, config)),
-        Variant(RECORDED, config, recorded),
+        Variant(RECORDED, config, partial(prune, model, config, recordings=recordings), recordings=recordings),
         Variant(COMPILED, options={"cache_implementation": "static"}, note=note),
     ]
     return [variant for variant in found if variant.name in names]
-
-
-@contextmanager
-def _recording(model: PreTrainedModel, config: PruningConfig) -> Iterator[None]:
-    raise FlowpruneError("this version of flowprune records nothing")
-    yield
 
 
 def released_config(layers: int, retention: float) -> PruningConfig:
