@@ -51,7 +51,7 @@ def device_kind(device: torch.device) -> str:
 def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
     """Multiply two large matrices and copy a large tensor, a few times; the fastest counts."""
     side, numbers = SIDE.get(device.type, SIDE_ELSEWHERE), NUMBERS.get(device.type, NUMBERS_ELSEWHERE)
-    left, right = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     source = torch.ones(numbers, device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
     product = _fastest(device, lambda: left @ right)

@@ -120,11 +120,10 @@ def union(intervals: Iterable[tuple[float, float]]) -> float:
 
 
 def limited_by(seconds: float, busy: float | None) -> str:
-    """In words, what holds a call: the device, or the host that feeds it."""
+    """In words, what holds a call: the device, or the host that feeds it; – where the device did not tell."""
     if busy is None:
-        return "host alone"
-    holds = "device" if busy >= DEVICE_BOUND * seconds else "host"
-    return f"{holds}-bound (device busy {busy / seconds:.0%})"
+        return "–"
+    return f"{'device' if busy >= DEVICE_BOUND * seconds else 'host'}-bound, {busy / seconds:.0%} busy"
 
 
 def _in_operator(event: Any) -> bool:

@@ -45,12 +45,8 @@ def measure_sweep(
         config_at: the config of a retention.
         effort: how thoroughly.
     """
-    cells, seen = [], set[int]()
-    for size in axes.sizes:
-        tokens = sum(each.visual_tokens for each in modules.geometry.layouts(modules.geometry.random_image(size)))
-        if tokens in seen:  # a tower that takes one size
-            continue
-        seen.add(tokens)
+    cells = []
+    for size, tokens in _sizes(modules, axes.sizes).items():
         for batch in axes.batches:
             prompts = [random_inputs(modules, size, batch, axes.text_tokens)]
             for retention in axes.retentions:
@@ -69,3 +65,12 @@ def measure_sweep(
                     )
                 )
     return Sweep(model=name, cells=cells)
+
+
+def _sizes(modules: Modules, sizes: Sequence[tuple[int, int]]) -> dict[tuple[int, int] | None, int]:
+    """Visual tokens of each image size; one, and no size, where the tower takes all alike."""
+    geometry = modules.geometry
+    tokens: dict[tuple[int, int] | None, int] = {
+        size: sum(layout.visual_tokens for layout in geometry.layouts(geometry.random_image(size))) for size in sizes
+    }
+    return {None: tokens[sizes[0]]} if len(sizes) > 1 and len(set(tokens.values())) == 1 else tokens

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from multimodal.benchmark.comparing import pruning_share
 from multimodal.benchmark.parts import PARTS
 from multimodal.benchmark.profiling import limited_by
-from multimodal.benchmark.report import Case, Report, Row
+from multimodal.benchmark.report import Case, Report
 from multimodal.benchmark.sweep import Sweep, advice
 from multimodal.benchmark.variants import COMPILED, PRUNED, RECORDED, UNPRUNED
 
@@ -38,7 +38,7 @@ def overview(report: Report) -> Grid:
             (
                 f"{case.model} ({case.visual_tokens:,.0f}), {case.batch}",
                 *(_time(case, name, "first_token") for name in (UNPRUNED, PRUNED, RECORDED)),
-                _bound(case, "first_token"),
+                _bound(case),
                 *(_time(case, name, "decoding") for name in (UNPRUNED, RECORDED, COMPILED)),
             )
         )
@@ -52,7 +52,7 @@ def overview(report: Report) -> Grid:
 
 def speed(case: Case) -> Grid:
     """How fast each variant is, and the least that its FLOPs and bytes allow."""
-    columns = ("", "first token", "×", "bound", "a token more", "×", "bound", "peak", "held")
+    columns = ("ms, MiB", "first token", "×", "bound", "a token more", "×", "bound", "peak", "held")
     rows = []
     for row in case.rows:
         rows.append(
@@ -76,23 +76,26 @@ def speed(case: Case) -> Grid:
 
 
 def inside(case: Case) -> Grid:
-    """What a first token is made of, and what holds it."""
-    told = [row for row in case.rows if row.first_token is not None]
-    counted = list(dict.fromkeys(name for row in told if row.first_token_host for name in row.first_token_host.counts))
-    rows = []
-    for row in told:
-        counts = {} if row.first_token_host is None else row.first_token_host.counts
-        rows.append(
-            (
-                row.variant,
-                *(_ms(row.parts.get(part)) for part in PARTS),
-                *(f"{counts[name]:,}" if name in counts else NONE for name in counted),
-                _held(row),
-            )
-        )
+    """What a first token is made of."""
+    rows = [(row.variant, *(_ms(row.parts.get(part)) for part in PARTS)) for row in case.rows if row.parts]
     share = pruning_share(case.row(PRUNED))
     notes = () if share is None else (f"Evidence, selection and merging take {share:.0%} of the tower's time.",)
-    return Grid("A first token in parts", ("", *PARTS, *counted, "held by"), rows, notes)
+    return Grid("A first token in parts", ("ms", *PARTS), rows, notes)
+
+
+def on_host(case: Case) -> Grid:
+    """What the host does for a first token, for how long the device works meanwhile, and which of them holds it."""
+    told = [(row, row.first_token_host) for row in case.rows if row.first_token_host is not None]
+    counted = list(dict.fromkeys(name for _, host in told for name in host.counts))
+    rows = []
+    for row, host in told:
+        first = (_ms(host.busy), limited_by(row.first_token or 0.0, host.busy))
+        more = (_ms(row.decoding_busy), limited_by(row.decoding or 0.0, row.decoding_busy))
+        rows.append((row.variant, *(f"{host.counts[name]:,}" for name in counted), *first, *more))
+    held: tuple[str, ...] = ("device busy, ms", "held by", "a token more: busy", "held by")
+    if all(host.busy is None for _, host in told):  # there is no device beside the host
+        rows, held = [row[: 1 + len(counted)] for row in rows], ()
+    return Grid("A first token on the host", ("", *counted, *held), rows)
 
 
 def swept(sweep: Sweep) -> Grid:
@@ -104,7 +107,8 @@ def swept(sweep: Sweep) -> Grid:
         pairs = {cell.retention: [_speed_up(cell.speed_up(way)) for way in (PRUNED, RECORDED)] for cell in own}
         cells = {retention: " · ".join(pair) for retention, pair in pairs.items()}
         name = f"{first.image} ({first.visual_tokens:,}), {first.batch}"
-        rows.append((name, _ms(first.unpruned), *(cells[retention] for retention in sweep.retentions)))
+        unpruned = NONE if first.unpruned is None else f"{_ms(first.unpruned)} ms"
+        rows.append((name, unpruned, *(cells[retention] for retention in sweep.retentions)))
     title = f"{sweep.model}: speed-up of the first token by retention, {PRUNED} · {RECORDED}"
     return Grid(title, columns, rows, tuple(advice(sweep)))
 
@@ -113,7 +117,7 @@ def page(report: Report) -> str:
     """A whole report, for a page."""
     grids = [overview(report)] if report.cases else []
     for case in report.cases:
-        grids += [speed(case), inside(case)]
+        grids += [speed(case), inside(case), on_host(case)]
     if report.sweep is not None:
         grids.append(swept(report.sweep))
     return "\n\n".join(grid.markdown() for grid in grids) + "\n"
@@ -123,11 +127,12 @@ def _time(case: Case, name: str, figure: str) -> str:
     found, unpruned = getattr(case.row(name), figure), getattr(case.row(UNPRUNED), figure)
     if found is None:
         return NONE
-    return _ms(found) if name == UNPRUNED or unpruned is None else f"{_ms(found)} ({_ratio(unpruned, found)})"
+    return f"{_ms(found)} ms" + ("" if name == UNPRUNED or unpruned is None else f" ({_ratio(unpruned, found)})")
 
 
-def _bound(case: Case, figure: str) -> str:
-    return _ms(getattr(case.row(PRUNED), f"{figure}_bound"))
+def _bound(case: Case) -> str:
+    found = case.row(PRUNED).first_token_bound
+    return NONE if found is None else f"{_ms(found)} ms"
 
 
 def _failures(cases: list[Case]) -> tuple[str, ...]:
@@ -136,18 +141,12 @@ def _failures(cases: list[Case]) -> tuple[str, ...]:
     return tuple(f"{name[0].upper()}{name[1:]}: {reason}." for name, reason in dict.fromkeys(said))
 
 
-def _held(row: Row) -> str:
-    if row.first_token is None or row.first_token_host is None:
-        return NONE
-    return limited_by(row.first_token, row.first_token_host.busy)
-
-
 def _ms(seconds: float | None) -> str:
-    return NONE if seconds is None else f"{seconds * 1000:,.1f} ms"
+    return NONE if seconds is None else f"{seconds * 1000:,.1f}"
 
 
 def _mib(size: int | None) -> str:
-    return NONE if size is None else f"{size / 2**20:,.0f} MiB"
+    return NONE if size is None else f"{size / 2**20:,.0f}"
 
 
 def _ratio(before: float | None, after: float | None) -> str:

@@ -98,5 +98,5 @@ def at_retention(config: PruningConfig, layers: int, retention: float) -> Prunin
             f"A retention of {retention:g} cannot be met by the first of the config's steps alone: choose one from "
             f"{first.layer / layers:.2g} to {(first.layer + seen) / layers:.2g}."
         )
-    schedule = [PruningStep(layer=first.layer, keep_ratio=ratio), *others]
+    schedule = (PruningStep(layer=first.layer, keep_ratio=ratio), *others)
     return config.model_copy(update={"schedule": schedule})

@@ -14,7 +14,7 @@ from multimodal.benchmark.device import measure_peaks
 from multimodal.benchmark.measure import describe, measure_case
 from multimodal.benchmark.models import read_size
 from multimodal.benchmark.sweeping import Axes, measure_sweep
-from multimodal.benchmark.tables import Grid, inside, speed, swept
+from multimodal.benchmark.tables import Grid, inside, on_host, speed, swept
 from multimodal.benchmark.timing import Effort
 from multimodal.benchmark.variants import at_retention
 from pipelines.console import console
@@ -44,8 +44,8 @@ def run(workspace: Workspace) -> dict[str, Any]:
     effort = Effort(own.repeats, own.new_tokens, until)
     cases = [measure_case(subject, batch, effort, peaks, {}) for batch in own.batches]
     for case in cases:
-        _print(speed(case))
-        _print(inside(case))
+        for grid in (speed(case), inside(case), on_host(case)):
+            _print(grid)
     trial = measure_trial(measured, settings.search.batch_size, settings.seed, own.repeats)
     _print_trial(trial)
     sweep = measure_sweep(subject.name, subject.modules, axes, config_at, effort) if own.sweep else None
@@ -66,7 +66,7 @@ def run(workspace: Workspace) -> dict[str, Any]:
 def _print(grid: Grid) -> None:
     table = Table(title=escape(grid.title), box=SIMPLE_HEAVY)
     for number, column in enumerate(grid.columns):
-        table.add_column(column, justify="right" if number else "left")
+        table.add_column(column, justify="right" if number else "left", no_wrap=not number)
     for row in grid.rows:
         table.add_row(*map(escape, row))
     console.print(table)

@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from multimodal import FlowpruneError, PruningConfig, PruningStep
 from multimodal.benchmark.bounds import Weights, Work, decoding_work, prefill_work, tower_work
-from multimodal.benchmark.comparing import Ratio, fallen, ratios
+from multimodal.benchmark.comparing import Ratio, fallen, pruning_share, ratios
 from multimodal.benchmark.device import Peaks
 from multimodal.benchmark.inputs import planned, random_inputs
 from multimodal.benchmark.models import Shape, read_size
@@ -17,6 +17,7 @@ from multimodal.benchmark.parts import EVIDENCE, PARTS, PREFILL, REST, SELECTION
 from multimodal.benchmark.profiling import MARK, Profile, limited_by, read_events, union
 from multimodal.benchmark.report import Case, Report, Row
 from multimodal.benchmark.sweep import Cell, Sweep, advice, break_even
+from multimodal.benchmark.tables import on_host, overview
 from multimodal.benchmark.variants import COMPILED, PRUNED, RECORDED, UNPRUNED, at_retention, released_config
 from multimodal.costs import retention
 from multimodal.families import modules_of
@@ -117,9 +118,28 @@ def test_a_cpu_profile_counts_operators_and_not_what_they_call():
 
 
 def test_what_holds_a_call_is_said_in_words():
-    assert limited_by(0.010, 0.009) == "device-bound (device busy 90%)"
-    assert limited_by(0.026, 0.008) == "host-bound (device busy 31%)"
-    assert limited_by(0.026, None) == "host alone"
+    assert limited_by(0.010, 0.009) == "device-bound, 90% busy"
+    assert limited_by(0.026, 0.008) == "host-bound, 31% busy"
+
+
+def test_a_gpu_table_has_launches_and_floors():
+    case = report(first=5, decoding=1).cases[0]
+    host = Profile(
+        counts={"kernels": 1954, "waits": 22}, busy=4.5, busy_parts={TOWER: 2, EVIDENCE: 0.1, SELECTION: 0.1}
+    )
+    rows = [row.model_copy(update={"first_token_host": host, "decoding_busy": 0.2}) for row in case.rows[1:2]]
+    grid = on_host(case.model_copy(update={"rows": [*rows, case.rows[3]]}))
+    assert grid.columns[1:] == ("kernels", "waits", "device busy, ms", "held by", "a token more: busy", "held by")
+    assert grid.rows == [
+        ("pruned", "1,954", "22", "4,500.0", "device-bound, 90% busy", "200.0", "host-bound, 20% busy")
+    ]
+    assert pruning_share(rows[0]) == pytest.approx(0.1)  # of the device's time, not of the clock's
+    page = overview(report(first=5, decoding=0.8)).markdown()
+    assert (
+        "| m (9), 1 | 10,000.0 ms | 5,000.0 ms (2.00×) | 2,000.0 ms (5.00×) | – | 1,000.0 ms | 500.0 ms (2.00×) | – |"
+        in page
+    )
+    assert page.endswith("Compiled: no.")
 
 
 def test_a_config_is_changed_to_meet_a_retention():
