@@ -7,7 +7,7 @@ LMMS := .venv-lmms
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint docs pytest test-oldest vllm lmms support bench-check train-tiny train-dino ui picture clean
+.PHONY: help install demo test lint docs pytest test-oldest test-recorded vllm lmms support bench-check train-tiny train-dino ui picture clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ test-oldest: ## The library's tests on the oldest supported transformers, in .ve
 	test -d $(OLDEST) || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' transformers==5.0.0
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest tests/multimodal multimodal/testing $(PARALLEL)
+
+test-recorded: install ## The suites of families and calls again, with every prompt read by recordings where it can be.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --recorded multimodal/testing/pruning.py tests/multimodal/test_calls.py tests/multimodal/test_generation.py tests/multimodal/test_conversations.py $(PARALLEL)
 
 lmms: install ## The tests that need lmms-eval, which is installed into .venv-lmms.
 	test -d $(LMMS) || $(PYTHON) -m venv $(LMMS)

@@ -45,7 +45,7 @@ def test_python_runs(page, found, monkeypatch):
 
 def test_a_page_says_what_pruning_does(found, capsys):
     names: dict = {}
-    [answers, report, by_hand, costs] = [
+    [answers, report, by_hand, costs, recorded] = [
         block for kind, block in FENCE.findall((ROOT / "docs" / "apply.md").read_text()) if kind == "python"
     ]
     exec(answers.replace("64", "4"), names)
@@ -55,6 +55,8 @@ def test_a_page_says_what_pruning_does(found, capsys):
     assert capsys.readouterr().out.startswith("256\n[51, 5]\n0.1")  # 51 in three layers, 5 in three: 28 of 256
     exec(by_hand + costs, names)
     assert capsys.readouterr().out.startswith("0.22")  # 77 in three layers, 38 in three: 57.5 of 256
+    exec(recorded, names)
+    assert "Recordings(1 held, " in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

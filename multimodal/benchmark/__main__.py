@@ -97,10 +97,15 @@ def _check(folder: Path, tolerance: float, device: str | None) -> int:
             "and commit it."
         )
     kept = Report.model_validate_json(path.read_text(encoding="utf-8"))
-    report = run(Arguments(**kept.arguments), _say)
-    worse = fallen(ratios(report), ratios(kept), tolerance)
-    print(page(report))
-    for sentence in worse:
+    worse: dict[str, str] = {}
+    for again in (False, True):  # what fell once may have been something else that this machine did
+        report = run(Arguments(**kept.arguments), _say)
+        print(page(report))
+        found = fallen(ratios(report), ratios(kept), tolerance)
+        worse = {name: found[name] for name in worse if name in found} if again else found
+        if not worse:
+            break
+    for sentence in worse.values():
         print(sentence)
     print(f"{len(worse)} of {len(ratios(kept))} ratios are worse than in {path}.")
     return FELL if worse else 0

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from multimodal.benchmark.parts import EVIDENCE, SELECTION, TOWER
 from multimodal.benchmark.report import Report, Row
-from multimodal.benchmark.variants import UNPRUNED
+from multimodal.benchmark.variants import COMPILED, UNPRUNED
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def ratios(report: Report) -> dict[str, Ratio]:
     for case in report.cases:
         where = f"{case.model} ({case.image}), batch {case.batch}"
         unpruned = case.row(UNPRUNED)
-        for row in case.rows:
+        for row in [row for row in case.rows if row.variant != COMPILED]:  # which is not ours
             for name, ratio in _of_row(row, unpruned).items():
                 found[f"{where}, {row.variant}: {name}"] = ratio
     return found
@@ -63,23 +63,23 @@ def pruning_share(row: Row) -> float | None:
     return own / tower if own and tower else None
 
 
-def fallen(measured: Mapping[str, Ratio], committed: Mapping[str, Ratio], tolerance: float) -> list[str]:
-    """One sentence for each ratio that is worse than it was.
+def fallen(measured: Mapping[str, Ratio], committed: Mapping[str, Ratio], tolerance: float) -> dict[str, str]:
+    """One sentence for each ratio that is worse than it was, by what it is of.
 
     Args:
         measured: those of a run.
         committed: those of the table that is kept.
         tolerance: the share by which a ratio may be worse.
     """
-    found = []
+    found = {}
     for name, old in committed.items():
         if old.value is None:
             continue
         new = measured.get(name, Ratio(None, failed="it was not measured"))
         if new.value is None:
-            found.append(f"{name} was {old.value:.2f} and could not be measured: {new.failed}.")
+            found[name] = f"{name} was {old.value:.2f} and could not be measured: {new.failed}."
         elif old.less_is_better and new.value > old.value * (1 + tolerance):
-            found.append(f"{name} grew from {old.value:.2f} to {new.value:.2f}, more than {tolerance:.0%}.")
+            found[name] = f"{name} grew from {old.value:.2f} to {new.value:.2f}, more than {tolerance:.0%}."
         elif not old.less_is_better and new.value < old.value * (1 - tolerance):
-            found.append(f"{name} fell from {old.value:.2f} to {new.value:.2f}, more than {tolerance:.0%}.")
+            found[name] = f"{name} fell from {old.value:.2f} to {new.value:.2f}, more than {tolerance:.0%}."
     return found

@@ -34,7 +34,8 @@ class Recorded(Generic[Output]):
         self._graph: torch.cuda.CUDAGraph | None = None
         self.bytes = 0
         if device.type == "cuda":
-            self.output = self._captured(device, pool)
+            with torch.cuda.device(device):
+                self.output = self._captured(device, pool)
         else:
             self.output = function()
 
@@ -48,7 +49,7 @@ class Recorded(Generic[Output]):
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
         before, graph = torch.cuda.memory_reserved(device), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # other threads go on
             output = self._function()
         self._graph, self.bytes = graph, torch.cuda.memory_reserved(device) - before
         self.replay()  # a capture computes nothing

@@ -99,9 +99,9 @@ class Lease:
         self._first = {}
         layers: list[Any] = cache.layers
         for number, layer in enumerate(layers):
-            width = ledger.at(number).index.shape[1]
+            keys, width = slots.keys[number], ledger.at(number).index.shape[1]
             self._first[number] = slots.width[number] - width
-            layer.lazy_initialization(slots.keys[number], slots.values[number])
+            layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
         self._layers = [ref(layer) for layer in layers]
         self._show()
 

@@ -23,11 +23,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """The options of the two suites."""
     group = parser.getgroup("multimodal.testing")
     group.addoption("--method", metavar="FILE[:CLASS]", help="test the methods of a Python file, or one of them")
+    group.addoption("--recorded", action="store_true", help="read prompts by recordings, wherever they can be")
     group.addoption("--family", metavar="FILE[:NAME]", help="test the families in a file's FAMILIES, or one of them")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Import the user's file before the suites are collected."""
+    """Import the user's file before the suites are collected, and let recordings read where they are asked for."""
+    if config.getoption("--recorded"):
+        from multimodal.testing.recorded import read_by_recordings
+
+        read_by_recordings()
     if given := config.getoption("--method"):
         module, name = imported("--method", given)
         own = {key: kind for key, kind in vars(module).items() if isinstance(kind, type) and issubclass(kind, Method)}

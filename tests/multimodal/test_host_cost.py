@@ -10,7 +10,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
-from multimodal import PruningConfig, prune
+from multimodal import PruningConfig, Recordings, prune
+from multimodal.recording import prompts, tokens
+from multimodal.recording.recorded import Recorded
 from multimodal.testing.tiny_models import CACHE
 
 IMAGE, TOKENS = 7, 576
@@ -127,3 +129,28 @@ def test_a_decoded_token_costs_what_it_costs_unpruned() -> None:
         pruned = step()
     assert launched(pruned) <= launched(stock) + 5
     assert waiting(pruned) <= waiting(stock)
+
+
+class Graph(Recorded):
+    """As on a GPU, a replay dispatches nothing; its numbers are those of the first run."""
+
+    def replay(self) -> Any:
+        return self.output
+
+
+def test_recordings_leave_the_host_next_to_nothing(monkeypatch: pytest.MonkeyPatch, stock: tuple) -> None:
+    """Of the language model's 32 layers; the tower and what generate() does are as ever."""
+    monkeypatch.setattr(prompts, "Recorded", Graph)
+    monkeypatch.setattr(tokens, "Recorded", Graph)
+    model, recordings = thin_llava(), Recordings()
+    schedule = [{"layer": 0, "keep_ratio": 0.2}, {"layer": 10, "keep_ratio": 0.7}, {"layer": 20, "keep_ratio": 0.5}]
+    config = PruningConfig(method={"name": "vflowopt", "query_threshold": 30.0}, schedule=schedule)
+    generate = first_token(model, IDS, pixel_values=PIXELS)
+    with prune(model, config, recordings=recordings):
+        prompt = dispatched(generate)
+        cache = model(input_ids=IDS, pixel_values=PIXELS)[CACHE]
+        token = dispatched(lambda: model(input_ids=torch.tensor([[9]]), **{CACHE: cache}))
+    unpruned, _, tower = stock
+    assert launched(prompt) - launched(tower) <= 90
+    assert waiting(prompt) <= waiting(unpruned) + 1
+    assert launched(token) <= 12 and not waiting(token)
