@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from multimodal.benchmark.stopwatch import Stopwatch
 
-REPEATS = 5
+REPEATS = 10
 SIDE = {"cuda": 8192}  # of the matrices that are multiplied
 NUMBERS = {"cuda": 1 << 29}  # that are copied
 SIDE_ELSEWHERE, NUMBERS_ELSEWHERE = 1024, 1 << 25

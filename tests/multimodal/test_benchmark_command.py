@@ -106,6 +106,13 @@ def test_a_variant_that_fails_says_why_in_its_row(model, monkeypatch):
     assert case.row(UNPRUNED).first_token > 0 and case.row(COMPILED).first_token > 0
 
 
+def test_when_the_time_is_over_rows_say_so(model):
+    arguments = running.Arguments(shapes=[model], batches=[1, 2], repeats=1, new_tokens=1, device="cpu", minutes=1e-9)
+    first, second = running.run(arguments, lambda _: None).cases
+    assert all(row.first_token > 0 for row in first.rows)  # a shape's first batch has its time
+    assert {row.failed for row in second.rows} == {"left out: the time was over"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
