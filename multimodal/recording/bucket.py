@@ -11,6 +11,8 @@ from multimodal.layout import Layout
 from multimodal.plan import Plan, make_plan
 from multimodal.runtime.prompt import Prompt
 
+LEVEL = "level "  # names what is added to the tokens again after some layer
+
 
 @dataclass(frozen=True)
 class Bucket:
@@ -86,7 +88,7 @@ class Bucket:
 
 def length_axis(name: str) -> int:
     """Which axis of a tensor that is read with a prompt is as long as that."""
-    return -2 if name == "embeds" else -1
+    return -2 if name == "embeds" or name.startswith(LEVEL) else -1
 
 
 def _kind(tensor: Tensor, length_axis: int | None = None) -> Hashable:

@@ -12,9 +12,9 @@ from transformers import Cache
 from multimodal.config import PruningConfig
 from multimodal.errors import reason_of
 from multimodal.families import Modules
-from multimodal.recording.bucket import Bucket
+from multimodal.recording.bucket import LEVEL, Bucket
 from multimodal.recording.prompts import Read, Reader, RecordedPrompt
-from multimodal.recording.reasons import call_reason, model_reason
+from multimodal.recording.reasons import call_reason, length_reason, model_reason
 from multimodal.recording.recordings import Recordings
 from multimodal.recording.tokens import Lease, RecordedToken
 from multimodal.runtime.cache import PrunedCache, begin_recorded
@@ -88,8 +88,12 @@ class RecordedPath:
             self._recordings.decline(reason)
             return None
         tensors = self._tensors(prompt, kwargs)
+        bucket = self._bucket(prompt, tensors)
+        if (reason := length_reason(self._modules, bucket.length + self._recordings.new_tokens)) is not None:
+            self._recordings.decline(reason)
+            return None
         with self._recordings.lock, torch.no_grad():
-            if (held := self._held(prompt, tensors)) is None:
+            if (held := self._held(bucket, prompt, tensors)) is None:
                 return None
             hidden, outcome, ledger = held.prompt.outcome(prompt)
             if cache is not None:
@@ -104,13 +108,17 @@ class RecordedPath:
             first = self._modules.geometry.first_position
             positions = torch.arange(first, first + embeds.shape[1], device=embeds.device).unsqueeze(0)
         tensors = {"embeds": embeds, "positions": positions}
+        levels = kwargs.get("deepstack_visual_embeds") or ()
+        tensors |= {f"{LEVEL}{number}": prompt.spread(level) for number, level in enumerate(levels)}
         return tensors if prompt.blocks is None else tensors | {"blocks": prompt.blocks}
 
-    def _held(self, prompt: Prompt, tensors: Mapping[str, Tensor]) -> _Held | None:
+    def _bucket(self, prompt: Prompt, tensors: Mapping[str, Tensor]) -> Bucket:
+        known = *self._known, self._modules.text_model.config._attn_implementation
+        return Bucket.of(prompt, self._recordings.text_multiple, tensors, known)
+
+    def _held(self, bucket: Bucket, prompt: Prompt, tensors: Mapping[str, Tensor]) -> _Held | None:
         """The recording of a prompt's bucket, which has read it."""
         own, reader = self._recordings, self._reader
-        known = *self._known, self._modules.text_model.config._attn_implementation
-        bucket = Bucket.of(prompt, own.text_multiple, tensors, known)
         held = cast(_Held | None, own.find(bucket))
         if held is None:
             device = tensors["embeds"].device

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 from multimodal.config import PruningConfig
 from multimodal.constants import constants_held
 from multimodal.families import Geometry
-from multimodal.recording.bucket import Bucket, length_axis
+from multimodal.recording.bucket import LEVEL, Bucket, length_axis
 from multimodal.recording.recorded import Recorded
 from multimodal.recording.slots import Slots
 from multimodal.recording.told import Form, told, understood
@@ -52,8 +52,8 @@ class RecordedPrompt:
         reader: what reads.
         read: the text model's own forward, its layers driven by a reading.
         prompt: one of the bucket's.
-        tensors: ``embeds`` ``[B, L, C]``, ``positions`` ``[B or 1, L]`` or ``[axes, B or 1, L]``, and ``blocks``
-            ``[B, L]`` where there are any, of that prompt.
+        tensors: ``embeds`` ``[B, L, C]``, ``positions`` ``[B or 1, L]`` or ``[axes, B or 1, L]``, and, where there are
+            any, ``blocks`` ``[B, L]`` and ``level 0``, ``level 1``, … ``[B, L, C]`` of that prompt.
         room: tokens that can follow a prompt.
         pool: of memory (:class:`Recorded`).
     """
@@ -130,7 +130,8 @@ class RecordedPrompt:
         placed, offset = Placed.of(self._named), self._named[OFFSET]
         device = given["embeds"].device
         reading = Prefill(reader.geometry, reader.text, reader.config, self._prompt, None, device, placed, self._plan)
-        embeds, positions, _ = reading.begin(given["embeds"], given["positions"])
+        levels = [given[name] for name in sorted(given) if name.startswith(LEVEL)]
+        embeds, positions = reading.begin(given["embeds"], given["positions"], levels)
         self.slots.begin_prompt()
         hidden = self._read(reading, inputs_embeds=embeds, position_ids=positions, cache=self.slots)
         self.slots.see(reading.segments, hidden.dtype)

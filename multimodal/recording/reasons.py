@@ -11,7 +11,8 @@ from multimodal.costs import sliding_window
 from multimodal.families import Modules
 from multimodal.runtime.hooks import Hook
 
-PLAIN = ("attention_mask", "position_ids", "inputs_embeds", "use_cache", "cache", "past_key_values", "cache_position")
+PLAIN = {"attention_mask", "position_ids", "inputs_embeds", "use_cache", "cache", "past_key_values", "cache_position"}
+PLAIN |= {"visual_pos_masks", "deepstack_visual_embeds"}
 
 
 def model_reason(modules: Modules, config: PruningConfig) -> str | None:
@@ -24,10 +25,6 @@ def model_reason(modules: Modules, config: PruningConfig) -> str | None:
     text = modules.text_model
     if config.adaptive is not None or not config.exact:
         return f"{config.method.name} finds its counts while it reads: set adaptive to null and counts to exact"
-    if modules.geometry.deepstack_layers:
-        return f"{modules.geometry.model_type} adds visual features again inside the language model"
-    if any(sliding_window(text.config, layer) is not None for layer in range(len(modules.text_layers))):
-        return "the language model has sliding windows"
     if len({parameter.device for parameter in text.parameters()}) > 1:
         return "the language model lies on several devices"
     if text.device.type == "meta" or any(hasattr(module, "_hf_hook") for module in text.modules()):
@@ -44,6 +41,19 @@ def model_reason(modules: Modules, config: PruningConfig) -> str | None:
 def _is_librarys(hook: Any) -> bool:
     """transformers leaves hooks that collect hidden states behind, which do nothing while none are asked for."""
     return getattr(hook, "__module__", "").startswith("transformers.")
+
+
+def length_reason(modules: Modules, tokens: int) -> str | None:
+    """Why a conversation of some length cannot be recorded; None: it can.
+
+    Args:
+        modules: of the model.
+        tokens: of the unpruned prompt, padded, and the answer that there is room for.
+    """
+    windows = [sliding_window(modules.text_model.config, layer) for layer in range(len(modules.text_layers))]
+    if (window := min((each for each in windows if each is not None), default=tokens)) < tokens:
+        return f"sliding windows of {window} tokens are shorter than a prompt with its answer: lower new_tokens"
+    return None
 
 
 def call_reason(text: PreTrainedModel, cache: Cache | None, kwargs: Mapping[str, Any]) -> str | None:

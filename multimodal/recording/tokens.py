@@ -127,6 +127,8 @@ class Lease:
                 own = slice(self._first[number], self._slots.width[number] + self._tokens)
                 layer.keys = self._slots.keys[number][:, :, own]
                 layer.values = self._slots.values[number][:, :, own]
+                if layer.is_sliding:  # a window that hides nothing yet
+                    layer.cumulative_length = own.stop - own.start
 
     def end(self) -> None:
         """Let go of the slots; a cache that still lives gets copies."""

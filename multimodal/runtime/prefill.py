@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
@@ -72,44 +71,23 @@ class Prefill(Reading):
     # before the language model
 
     def begin(
-        self, embeds: Tensor, position_ids: Tensor | None, deepstack: Sequence[Tensor] = ()
-    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        self, embeds: Tensor, position_ids: Tensor | None, levels: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Tensor | None]:
         """Take the step before the language model.
 
         Args:
             embeds: input embeddings ``[B, L, C]``, visual features merged in.
             position_ids: in the unpruned conversation ``[B or 1, L]``, or ``[axes, B or 1, L]``; None: they count.
-            deepstack: visual features that are added again after the first layers, each ``[visual tokens, C]``.
+            levels: what is added to the tokens again after each of the first layers ``[B, L, C]``.
 
         Returns:
-            What the first layer is to see: embeddings ``[B, L', C]``, position ids, deepstack features.
+            What the first layer is to see: embeddings ``[B, L', C]``, position ids.
         """
         self._answers = Answers(self, embeds)
+        self._levels = list(levels)
         if 0 in self._steps:
-            carried = [embeds, *(self._spread(level, embeds) for level in deepstack)]
-            embeds, *levels = self._step(0, carried)
-            deepstack = [level.flatten(0, 1)[self._visual_first] for level in levels]
-        return embeds, self._positions(position_ids), list(deepstack)
-
-    def _spread(self, level: Tensor, embeds: Tensor) -> Tensor:
-        """Features of visual tokens as ones of all tokens ``[visual tokens, C]`` → ``[B, L, C]``."""
-        flat = torch.from_numpy(np.flatnonzero(self.prompt.is_visual)).to(level.device)
-        spread = level.new_zeros(embeds.shape[0] * embeds.shape[1], level.shape[-1])
-        return spread.index_copy(0, flat, level).unflatten(0, embeds.shape[:2])
-
-    @property
-    def visual_left(self) -> Tensor:
-        """True at the visual tokens that the first layer sees ``[B, L']``."""
-        segment = self.segments[0]
-        is_visual = torch.from_numpy(self.prompt.is_visual).to(segment.index.device)
-        return is_visual.gather(1, segment.gatherable) & segment.valid
-
-    @property
-    def _visual_first(self) -> Tensor:
-        """Where, in the flattened batch that the first layer sees, its visual tokens are ``[visual tokens left]``."""
-        left = self.visual_left.flatten()
-        number = sum(len(group.images) * (group.index.shape[1] + len(group.layout.newlines)) for group in self._groups)
-        return left.to(torch.int8).argsort(descending=True, stable=True)[:number]
+            embeds, *self._levels = self._step(0, [embeds, *levels])
+        return embeds, self._positions(position_ids)
 
     def _positions(self, position_ids: Tensor | None) -> Tensor | None:
         """Position ids of the tokens that the first layer sees, and the shift that later ones must follow."""
@@ -217,7 +195,7 @@ class Prefill(Reading):
 
     def forget(self) -> None:
         super().forget()
-        del self._answers  # with the embeddings and attention that it may hold
+        del self._answers, self._levels  # with the embeddings and attention that they hold
 
     def see_attention(self, layer: int, compared: Compared) -> None:
         """Keep of a layer's attention what the step after it reads."""
@@ -258,6 +236,8 @@ class Prefill(Reading):
         return self.prompt.blocks.to(segment.index.device).gather(1, segment.gatherable)
 
     def enter_layer(self, layer: int, hidden: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        if 0 < layer <= len(self._levels):
+            hidden = hidden + self._levels[layer - 1].to(hidden.device, hidden.dtype)
         if layer in self._steps and layer not in self.segments:
             [hidden] = self._step(layer, [hidden])
         hidden, changed = super().enter_layer(layer, hidden, inputs)

@@ -60,6 +60,12 @@ class Prompt:
             is_visual[image.row, image.index] = True
         return is_visual
 
+    def spread(self, features: Tensor) -> Tensor:
+        """Features of visual tokens as ones of all tokens, 0 elsewhere ``[visual tokens, C]`` → ``[B, L, C]``."""
+        flat = torch.from_numpy(np.flatnonzero(self.is_visual)).to(features.device)
+        spread = features.new_zeros(self.valid.size, features.shape[-1])
+        return spread.index_copy(0, flat, features).unflatten(0, self.valid.shape)
+
     def weighted(self, adaptive: Adaptive, embeds: Tensor) -> "Prompt":
         """The same, its images' layouts with what each may keep.
 

@@ -4,35 +4,24 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
-from weakref import WeakSet, ref
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from multimodal.config import PruningConfig
 from multimodal.errors import FlowpruneError
-from multimodal.evidence import VisionEvidence, token_evidence
 from multimodal.families import modules_of
-from multimodal.layout import Layout
 from multimodal.recording.recordings import Recordings
 from multimodal.runtime.answers import Compared
 from multimodal.runtime.attention import observed_attention
-from multimodal.runtime.cache import PrunedCache, begin_pruned, check_dynamic
-from multimodal.runtime.calls import (
-    check_outputs,
-    check_unpacked,
-    kinds,
-    new_tokens,
-    on_host,
-    placeholders,
-    seen_by_last,
-    text_positions,
-    two_dimensional,
-)
+from multimodal.runtime.cache import PrunedCache, begin_pruned
+from multimodal.runtime.calls import new_tokens, two_dimensional
+from multimodal.runtime.entry import Entry
 from multimodal.runtime.fitting import check_fits
-from multimodal.runtime.forward import Forward, Unlocated
+from multimodal.runtime.forward import Forward
 from multimodal.runtime.hooks import Hook, MethodHook
 from multimodal.runtime.ledger import Ledger
 from multimodal.runtime.lookahead import Looked, look_ahead, observed_layers
@@ -42,7 +31,7 @@ from multimodal.runtime.prompt import Prompt, locate
 from multimodal.runtime.reading import Reading
 from multimodal.runtime.report import SampleReport, reports
 from multimodal.runtime.tower import tower_pruning
-from multimodal.runtime.watch import Encoded, Modality, watch_vision
+from multimodal.runtime.watch import Encoded, watch_vision
 from multimodal.versions import CACHE_NAMES, cache_of
 
 _in_use: WeakSet[nn.Module] = WeakSet()
@@ -94,6 +83,7 @@ class Pruner:
         check_fits(self.modules, config)
         self._requests = config.vision_requests
         self._forward = Forward()
+        self._entry = Entry(self.modules, self._forward, self._requests, serves_static=recordings is not None)
         self._last: Outcome | None = None  # of any thread
         text = self.modules.text_model
         self._stock = text.forward
@@ -105,11 +95,9 @@ class Pruner:
         tower = tower_pruning(modules, config)
         if tower is not None:
             tower.attach(stack)
-        stack.enter_context(watch_vision(modules, self._requests, config.normalization, self._see_encoded, tower))
+        stack.enter_context(watch_vision(modules, self._requests, config.normalization, self._entry.see_encoded, tower))
         handles = [
-            modules.model.register_forward_pre_hook(Hook(self._enter_model), with_kwargs=True),
-            modules.base.register_forward_pre_hook(Hook(self._enter_base), with_kwargs=True),
-            modules.base.register_forward_hook(Hook(self._leave_base), always_call=True),
+            *self._entry.attach(),
             text.register_forward_pre_hook(Hook(self._enter_text_model), with_kwargs=True),
             text.register_forward_hook(Hook(self._leave_text_model), always_call=True),
         ]
@@ -139,75 +127,6 @@ class Pruner:
         """One entry a sample of the last prefill; none if that had no images at all."""
         last, text = self.outcome, self.modules.text_model
         return [] if last is None else reports(text.config, text.dtype.itemsize, last)
-
-    # from pixels to the base model
-
-    def _see_encoded(self, modality: Modality, output: Any, layouts: list[Layout], views: list[VisionEvidence]) -> None:
-        forward, answers = self._forward, token_evidence(self.modules.geometry, self._requests, layouts, views)
-        encoded = forward.encoded[modality] = Encoded(layouts, answers)
-        forward.outputs = [(known, own) for known, own in forward.outputs if known() is not None]
-        if not isinstance(output, tuple | list):  # a model output, which can be referred to
-            forward.outputs.append((ref(output), encoded))
-
-    def _encoded(self, kind: Modality, output: Any) -> Encoded | None:
-        """What was encoded before this forward; None: it encodes by itself.
-
-        Raises:
-            FlowpruneError: nobody saw it.
-        """
-        if output is None:
-            return None
-        for known, encoded in self._forward.outputs:
-            if (seen := known()) is output or (seen is not None and _features_at(seen) == _features_at(output)):
-                return encoded
-        raise FlowpruneError(
-            f"mm_encoder_outputs holds a {kind} that was encoded outside of this block, or in parts: hand in what "
-            f"get_{kind}_features returns inside of it, and leave prefill_chunk_size unset."
-        )
-
-    def _enter_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if kinds(kwargs):
-            check_outputs(self.modules.model.config, kwargs)
-
-    def _enter_base(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Read where placeholders and padding are, before the model makes anything of them."""
-        forward = self._forward
-        forward.reset()  # an earlier forward may have failed on its way to the text model
-        forward.in_base = True
-        if args:
-            args, kwargs = args[1:], kwargs | {"input_ids": args[0]}
-        cache, ids, embeds = cache_of(kwargs), kwargs.get("input_ids"), kwargs.get("inputs_embeds")
-        new: Any = embeds if ids is None else ids
-        given = kinds(kwargs)
-        pruned = isinstance(cache, PrunedCache) and cache.ledger is not None
-        if given and isinstance(cache, StaticCache) and self._recorded is not None:
-            forward.mask = seen_by_last(kwargs.get("attention_mask"), new.shape[1])
-        elif given or pruned:
-            if cache is not None:
-                check_dynamic(cache)
-            forward.mask = two_dimensional(kwargs.get("attention_mask"))
-        if pruned and kwargs.get("position_ids") is None:
-            # padding is known, but not to the model
-            kwargs = kwargs | {"position_ids": cache.ledger.positions(new.shape[1])}
-        if not given:
-            if ids is None and embeds is not None and new.shape[1] > 1:
-                raise FlowpruneError(
-                    "inputs_embeds came without pixels, so what of them is visual cannot be told: pass input_ids and "
-                    "the processor's pixels."
-                )
-            return args, kwargs
-        ids = placeholders(self.modules, new) if ids is None else ids
-        alone = forward.mask is None and (cache is None or not cache.get_seq_length())
-        token_ids, valid, positions = on_host(ids, forward.mask, text_positions(kwargs) if alone else None)
-        check_unpacked(positions)
-        blocks = self.modules.geometry.bidirectional_blocks(kwargs | {"input_ids": ids})
-        outputs = kwargs.get("mm_encoder_outputs") or {}
-        encoded = {kind: self._encoded(kind, outputs.get(kind)) for kind in given}
-        forward.unlocated = Unlocated(encoded, token_ids, valid, blocks)
-        return args, kwargs
-
-    def _leave_base(self, *_: Any) -> None:
-        self._forward.in_base = False
 
     # the language model
 
@@ -280,13 +199,12 @@ class Pruner:
         reading = Prefill(self.modules.geometry, text.config, self.config, prompt, past, embeds.device)
         if cache is not None:
             begin_pruned(cache, past)
-        embeds, position_ids, deepstack = reading.begin(
-            embeds, kwargs.get("position_ids"), kwargs.get("deepstack_visual_embeds") or ()
-        )
+        levels = [prompt.spread(level) for level in kwargs.get("deepstack_visual_embeds") or ()]
+        embeds, position_ids = reading.begin(embeds, kwargs.get("position_ids"), levels)
         forward.reading = reading
         changed: dict[str, Any] = {"inputs_embeds": embeds, "position_ids": position_ids, "cache": cache}
-        if deepstack:
-            changed |= {"visual_pos_masks": reading.visual_left, "deepstack_visual_embeds": deepstack}
+        if levels:  # which layers are given as they are entered, without a wait for where visual tokens are
+            changed |= {"visual_pos_masks": None, "deepstack_visual_embeds": None}
         return changed
 
     def _past(self, cache: Cache | None, embeds: Tensor) -> Ledger | None:
@@ -353,10 +271,3 @@ class Pruner:
     def _note(self, read: Outcome | None) -> None:
         self._forward.last = self._last = read
         self._forward.has_read = True
-
-
-def _features_at(output: Any) -> int:
-    """Where an encoder's features lie: accelerate hands on another object that holds the same ones."""
-    features = output.pooler_output
-    first: Tensor = features[0] if isinstance(features, tuple | list) else features
-    return first.data_ptr()

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from multimodal import PruningConfig, prune
+from multimodal import PruningConfig, Recordings, prune
 from pipelines.model import OpenedModel
 from pipelines.prompts import build_inputs, shown_layouts
 from pipelines.serving.answer import Answer
@@ -28,13 +28,20 @@ class TransformersEngine:
         max_tokens: of an answer, where the request does not say.
         metrics: of the endpoint.
         name: of the model, to clients.
+        recordings: by which it reads; None: none.
     """
 
     def __init__(
-        self, opened: OpenedModel, configs: Mapping[str, PruningConfig], max_tokens: int, metrics: Metrics, name: str
+        self,
+        opened: OpenedModel,
+        configs: Mapping[str, PruningConfig],
+        max_tokens: int,
+        metrics: Metrics,
+        name: str,
+        recordings: Recordings | None = None,
     ) -> None:
         self._opened, self._configs, self._max_tokens, self._metrics = opened, configs, max_tokens, metrics
-        self._name = name
+        self._name, self._recordings = name, recordings
         ends = opened.model.generation_config.eos_token_id
         self._ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
 
@@ -63,7 +70,8 @@ class TransformersEngine:
         config = None if jobs[0].pruning is None else self._configs[jobs[0].pruning]
         if (seed := jobs[0].request.seed) is not None:
             torch.manual_seed(seed)
-        with prune(model, config) if config is not None else nullcontext() as pruner, self._metrics.timed("generate"):
+        block = nullcontext() if config is None else prune(model, config, recordings=self._recordings)
+        with block as pruner, self._metrics.timed("generate"):
 
             def note() -> None:
                 self._note(jobs, inputs, lengths, pruner)

@@ -12,6 +12,7 @@ class TransformersSettings(Group):
     """conf/engine/transformers.yaml."""
 
     name: Literal["transformers"]
+    recordings_mib: int = Field(ge=0)
 
 
 class VllmSettings(Group):

@@ -8,7 +8,7 @@ from pathlib import Path
 import uvicorn
 from rich.table import Table
 
-from multimodal import FlowpruneError, PruningConfig, prune
+from multimodal import FlowpruneError, PruningConfig, Recordings, prune
 from multimodal.loading import located
 from multimodal.serving.limits import check_servable
 from multimodal.serving.vllm_arguments import vllm_arguments
@@ -71,7 +71,9 @@ class Serving:
         else:
             opened = self._workspace.model
             check_configs(opened, configs)
-            served = TransformersEngine(opened, configs, self._settings.max_tokens, metrics, name)
+            most, mib = self._settings.max_tokens, engine.recordings_mib
+            recordings = Recordings(mib, new_tokens=most) if mib else None
+            served = TransformersEngine(opened, configs, most, metrics, name, recordings)
         key = os.environ.get(KEY) or None
         self._endpoint = Endpoint(name, list(configs), served, self._settings, metrics, key)
         self._say(configs, key)

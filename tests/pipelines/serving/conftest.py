@@ -6,7 +6,7 @@ import pytest
 from endpoints import SHORT, TINY, VFLOWOPT, Served, on_a_port, served
 from stand_in_vllm import StandInVllm
 
-from multimodal import PruningConfig, prune
+from multimodal import PruningConfig, Recordings, prune
 from pipelines.data import Sample
 from pipelines.data.scenes import scenes
 from pipelines.model import OpenedModel, open_model
@@ -56,6 +56,15 @@ def alone(opened, configs) -> Iterator[Served]:
     """engine=transformers."""
     with served(lambda metrics: TransformersEngine(opened, configs, 64, metrics, "tiny"), configs) as endpoint:
         yield endpoint
+
+
+@pytest.fixture(scope="session")
+def recorded(opened, configs) -> Iterator[Served]:
+    """engine=transformers, which reads by recordings."""
+    own = Recordings()
+    with served(lambda metrics: TransformersEngine(opened, configs, 64, metrics, "tiny", own), configs) as endpoint:
+        yield endpoint
+    assert len(own)
 
 
 @pytest.fixture(scope="session")

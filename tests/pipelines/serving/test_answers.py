@@ -58,7 +58,7 @@ def test_a_stream_says_the_same(endpoint, shown, expected, request):
     assert all(chunk.usage is None for chunk in without) and len(without) == len(chunks) - 1
 
 
-@pytest.mark.parametrize("endpoint", ["alone", "behind"])
+@pytest.mark.parametrize("endpoint", ["alone", "behind", "recorded"])
 def test_many_clients_get_their_own_answers(endpoint, shown, expected, request):
     endpoint = request.getfixturevalue(endpoint)
 
