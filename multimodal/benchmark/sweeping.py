@@ -50,7 +50,8 @@ def measure_sweep(
         for batch in axes.batches:
             prompts = [random_inputs(modules, size, batch, axes.text_tokens)]
             for retention in axes.retentions:
-                ways = variants(modules.model, config_at(retention), (UNPRUNED, PRUNED, RECORDED))
+                names = () if effort.over else (UNPRUNED, PRUNED, RECORDED)
+                ways = variants(modules.model, config_at(retention), names)
                 timed = time_variants(modules.model, prompts, ways, replace(effort, new_tokens=0))
                 own = {name: each.first for name, each in timed.items() if not each.failed}
                 unpruned = own.pop(UNPRUNED, None)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -108,9 +109,9 @@ def time_variants(
                 if model.device.type == "cuda":
                     torch.cuda.empty_cache()
     found = {name: Timed(failed=reason) for name, reason in failed.items()}
-    seconds = {name: median / len(prompts) for name, median in watch.medians().items()}
-    for way in [each for each in ways if each.name not in failed]:
-        found[way.name] = Timed(seconds[f"{way.name} first"], seconds.get(f"{way.name} token"))
+    for name in [way.name for way in ways if way.name not in failed]:
+        first, token = (watch.seconds(f"{name} {what}") for what in ("first", "token"))
+        found[name] = Timed(median(first) / len(prompts), median(token) / len(prompts) if token else None)
     return found
 
 

@@ -4,7 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from multimodal import prune
 from multimodal.benchmark import run as running
 from multimodal.benchmark.__main__ import main
 from multimodal.benchmark.parts import EVIDENCE, PREFILL, SELECTION, TOWER
@@ -104,6 +106,21 @@ def test_a_variant_that_fails_says_why_in_its_row(model, monkeypatch):
     [case] = running.run(arguments, lambda _: None).cases
     assert case.row(PRUNED).failed == "RuntimeError: no kernel image is available"
     assert case.row(UNPRUNED).first_token > 0 and case.row(COMPILED).first_token > 0
+
+
+def test_a_variant_that_fails_later_is_left_out_from_there_on(model, monkeypatch):
+    calls = iter(range(100))
+
+    def breaking(*given, **options):
+        if next(calls) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return prune(*given, **options)
+
+    monkeypatch.setattr("multimodal.benchmark.variants.prune", breaking)
+    arguments = running.Arguments(shapes=[model], batches=[1], repeats=2, new_tokens=1, device="cpu")
+    [case] = running.run(arguments, lambda _: None).cases
+    assert {case.row(name).failed for name in (PRUNED, RECORDED)} == {"does not fit into the device's memory"}
+    assert case.row(UNPRUNED).first_token > 0
 
 
 def test_when_the_time_is_over_rows_say_so(model):

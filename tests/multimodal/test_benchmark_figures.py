@@ -1,5 +1,6 @@
 """The benchmark's arithmetic: bounds by hand, parts that add up, profiles, ratios that fell, where pruning pays."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -7,18 +8,18 @@ import torch
 from torch.autograd import DeviceType
 from transformers import AutoConfig
 
-from multimodal import FlowpruneError, PruningConfig, PruningStep
+from multimodal import FlowpruneError, PruningConfig, PruningStep, prune
 from multimodal.benchmark.bounds import Weights, Work, decoding_work, prefill_work, tower_work
 from multimodal.benchmark.comparing import Ratio, fallen, pruning_share, ratios
 from multimodal.benchmark.device import Peaks
 from multimodal.benchmark.inputs import planned, random_inputs
 from multimodal.benchmark.models import Shape, read_size
-from multimodal.benchmark.parts import EVIDENCE, PARTS, PREFILL, REST, SELECTION, TOWER, Timeline, shares
+from multimodal.benchmark.parts import EVIDENCE, PARTS, PREFILL, REST, SELECTION, TOWER, Timeline, shares, told_parts
 from multimodal.benchmark.profiling import MARK, Profile, limited_by, read_events, union
 from multimodal.benchmark.report import Case, Report, Row
 from multimodal.benchmark.sweep import Cell, Sweep, advice, break_even
 from multimodal.benchmark.tables import on_host, overview
-from multimodal.benchmark.variants import COMPILED, PRUNED, RECORDED, UNPRUNED, at_retention, released_config
+from multimodal.benchmark.variants import COMPILED, PRUNED, RECORDED, UNPRUNED, Variant, at_retention, released_config
 from multimodal.costs import retention
 from multimodal.families import modules_of
 from multimodal.layout import Layout
@@ -67,6 +68,19 @@ def test_random_inputs_hold_no_placeholder_but_the_images():
     rows = planned(modules, inputs, [PruningStep(layer=0, keep_ratio=0.5)]).rows
     assert [(row.text_tokens, row.visual_tokens) for row in rows] == [(10, layout.visual_tokens)] * 3
     assert rows[0].kept == (round(layout.visual_tokens / 2),)
+
+
+def test_a_model_is_as_it_was_after_its_parts_were_told():
+    modules, told = modules_of(tiny("llava_clip")), []
+    before = str(vars(modules.base)), [len(each._forward_pre_hooks) for each in modules.model.modules()]
+    config = released_config(modules.geometry.text_layers, 0.5)
+    way = Variant(PRUNED, config, partial(prune, modules.model, config))
+    with pytest.raises(KeyError), told_parts(modules, way, told.append):
+        modules.model(**random_inputs(modules, None, 1, 6))
+        raise KeyError
+    steps = [SELECTION, PREFILL] * len(config.schedule)
+    assert told == [TOWER, TOWER, EVIDENCE, REST, *steps, REST]
+    assert (str(vars(modules.base)), [len(each._forward_pre_hooks) for each in modules.model.modules()]) == before
 
 
 def test_parts_add_up_to_their_call(monkeypatch):
