@@ -29,6 +29,7 @@ class _Held:
     prompt: RecordedPrompt
     token: RecordedToken | None = None
     lease: Lease | None = None
+    steps: bool = True  # whether the decoding step can be recorded
 
     def release(self) -> None:
         """Take the slots from who holds them."""
@@ -142,17 +143,17 @@ class RecordedPath:
             kwargs: the text model's arguments.
         """
         held, lease = self._leases.get(cache, (None, None))
-        if held is None or lease is None or held.lease is not lease or lease.ledger is not cache.ledger:
-            return None
-        if call_reason(self._modules.text_model, cache, kwargs) is not None:
-            return None
-        if not lease.room:
-            self._recordings.tell(
-                f"An answer is longer than the {self._recordings.new_tokens} tokens that recordings have room for, and "
-                "goes on the eager way: raise new_tokens."
-            )
+        if held is None or lease is None or call_reason(self._modules.text_model, cache, kwargs) is not None:
             return None
         with self._recordings.lock, torch.no_grad():
+            if held.lease is not lease or lease.ledger is not cache.ledger or not held.steps:
+                return None  # others have its slots, or its cache was changed
+            if not lease.room:
+                self._recordings.tell(
+                    f"An answer is longer than the {self._recordings.new_tokens} tokens that recordings have room for, "
+                    "and goes on the eager way: raise new_tokens."
+                )
+                return None
             lease.prepare()
             if (token := self._token(held, embeds, positions)) is None:
                 return None
@@ -167,7 +168,7 @@ class RecordedPath:
                 held.token = RecordedToken(self._reader, self._read, held.prompt.slots, embeds, positions, pool)
             except RuntimeError as error:
                 self._recordings.decline(f"the decoding step cannot be recorded ({reason_of(error)})")
-                held.release()
+                held.steps = False
                 return None
             self._recordings.settle()
         elif held.token.fits(embeds, positions):

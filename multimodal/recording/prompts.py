@@ -21,7 +21,7 @@ from multimodal.recording.told import Form, told, understood
 from multimodal.runtime.group import members_of
 from multimodal.runtime.ledger import Ledger
 from multimodal.runtime.outcome import Outcome
-from multimodal.runtime.placed import Placed, numbers_of, packed, unpacked
+from multimodal.runtime.placed import Placed, numbers_of, packed, sendable, unpacked
 from multimodal.runtime.prefill import Prefill
 from multimodal.runtime.prompt import Prompt
 
@@ -107,7 +107,7 @@ class RecordedPrompt:
             del self._read
 
     def _load(self, prompt: Prompt, tensors: Mapping[str, Tensor]) -> None:
-        self._row.copy_(torch.from_numpy(packed(self._numbers(prompt))))
+        self._row.copy_(sendable(packed(self._numbers(prompt)), self._row.device), non_blocking=True)
         for name, given in tensors.items():
             self._tensors[name].copy_(self._padded(name, given))
         own = [each for given in self._prompt.evidence.values() for each in given]

@@ -53,7 +53,7 @@ def place(prompt: Prompt, members: Sequence[tuple[Layout, Sequence[int]]], devic
     """
     numbers = numbers_of(prompt, members)
     shapes = {name: array.shape for name, array in numbers.items()}
-    return Placed.of(unpacked(torch.from_numpy(packed(numbers)).to(device), shapes))
+    return Placed.of(unpacked(sendable(packed(numbers), device).to(device, non_blocking=True), shapes))
 
 
 def numbers_of(
@@ -86,6 +86,12 @@ def numbers_of(
 def packed(numbers: Numbers) -> NDArray[np.int64]:
     """All of them in one row."""
     return np.concatenate([array.ravel() for array in numbers.values()])
+
+
+def sendable(numbers: NDArray[np.int64], device: torch.device) -> Tensor:
+    """Numbers as a tensor on the host, from which a copy to a device need not be waited for."""
+    tensor = torch.from_numpy(numbers)
+    return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 def unpacked(row: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:

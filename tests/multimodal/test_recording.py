@@ -10,6 +10,7 @@ import pickle
 import warnings
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +24,7 @@ from transformers import PreTrainedModel
 from multimodal import FlowpruneError, PruningConfig, Recordings, constants, prune
 from multimodal.families import modules_of
 from multimodal.methods import Method
-from multimodal.recording import prompts, tokens
+from multimodal.recording import path, prompts, tokens
 from multimodal.recording.bucket import Bucket
 from multimodal.recording.prompts import Reader, RecordedPrompt
 from multimodal.recording.tokens import RecordedToken
@@ -220,6 +221,23 @@ def test_a_conversation_outlives_its_block() -> None:
     torch.testing.assert_close(ours, theirs[:, 1:], **EXACT)
 
 
+def test_threads_share_recordings() -> None:
+    """All prompts are of one bucket, whose slots go from one to the other in the middle of answers."""
+
+    def answer(model: PreTrainedModel, seed: int) -> Tensor:
+        with torch.no_grad():
+            return spoken(model, begin(model, later(model, seed=seed))[CACHE], WORDS)
+
+    seeds = [1, 2, 3, 4] * 3
+    with two_ways(CHOSEN, recordings := held()) as (model, eagerly):
+        expected = {seed: eagerly(lambda own, seed=seed: answer(own, seed)) for seed in set(seeds)}
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda seed: answer(model, seed), seeds))
+    for seed, own in zip(seeds, answers, strict=True):
+        torch.testing.assert_close(own, expected[seed], **EXACT)
+    assert len({bucket for bucket in recordings._made if isinstance(bucket, Bucket)}) == 1
+
+
 def test_a_long_answer_goes_on_without_recordings() -> None:
     def answer(model: PreTrainedModel) -> Tensor:
         return spoken(model, begin(model, later(model))[CACHE], WORDS * 2)
@@ -352,6 +370,25 @@ def test_calls_that_want_more_are_read_the_eager_way(call: str) -> None:
         model.eval().requires_grad_(False)
 
 
+@pytest.mark.parametrize("part", ["RecordedPrompt", "RecordedToken"])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory left"), RuntimeError("not while capturing")])
+def test_what_fails_while_it_is_recorded_is_read_the_eager_way(
+    part: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def fail(*_: Any) -> None:
+        tried.append(part)
+        raise error
+
+    monkeypatch.setattr(path, part, fail)
+    model, recordings = tiny("llava_siglip"), held()
+    with pytest.warns(UserWarning, match="memory|capturing"):
+        compare(model, CHOSEN, later(model), recordings)
+    compare(model, CHOSEN, later(model), recordings)
+    assert len(tried) == 1 or isinstance(error, torch.OutOfMemoryError)
+
+
 @pytest.mark.parametrize("name", ["limit_mib", "text_multiple", "new_tokens"])
 def test_numbers_that_cannot_be_are_refused(name: str) -> None:
     with pytest.raises(FlowpruneError, match=f"{name} is 0"):
@@ -390,6 +427,7 @@ def without_data(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
     """Tensors of a GPU, without one."""
     monkeypatch.setattr(prompts, "Recorded", Watched)
     monkeypatch.setattr(tokens, "Recorded", Watched)
+    monkeypatch.setattr(prompts, "sendable", lambda numbers, device: torch.from_numpy(numbers))
     constants._made.cache_clear()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     yield FakeTensorMode(allow_non_fake_inputs=True)
