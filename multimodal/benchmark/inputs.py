@@ -43,7 +43,7 @@ def random_inputs(modules: Modules, size: tuple[int, int] | None, batch: int, te
     }
 
 
-def shown_layouts(geometry: Geometry, inputs: Mapping[str, Any]) -> dict[Modality, list[Layout]]:
+def layouts_by_kind(geometry: Geometry, inputs: Mapping[str, Any]) -> dict[Modality, list[Layout]]:
     """The layouts of all pictures and of all videos of a processor's output."""
     read: dict[Modality, Callable[[Mapping[str, Any]], list[Layout]]] = {
         "image": geometry.layouts,
@@ -55,7 +55,7 @@ def shown_layouts(geometry: Geometry, inputs: Mapping[str, Any]) -> dict[Modalit
 def planned(modules: Modules, inputs: Inputs, schedule: Sequence[PruningStep]) -> Plan:
     """The plan of a batch under a schedule, as the pruner makes it."""
     ids, mask = inputs["input_ids"].cpu().numpy(), inputs["attention_mask"].cpu().numpy()
-    shown = {modality: Encoded(layouts) for modality, layouts in shown_layouts(modules.geometry, inputs).items()}
+    shown = {modality: Encoded(layouts) for modality, layouts in layouts_by_kind(modules.geometry, inputs).items()}
     return locate(modules.geometry, ids, mask != 0, shown).plan(schedule, modules.geometry.text_layers)
 
 
