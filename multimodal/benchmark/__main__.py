@@ -11,6 +11,7 @@ import argparse
 import logging
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import transformers
@@ -36,9 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if check is not None:
             return _check(Path(check), tolerance, options["device"])
-        report = run(Arguments(**given), _say)
+        report = run(Arguments(**given), _say, partial(_write, Path(out)))
         print(page(report))
-        _write(report, Path(out))
+        for path in _write(Path(out), report):
+            print(f"written: {path}")
     except ValidationError as error:
         print(f"error: {one_sentence(error)}", file=sys.stderr)
         return USER_ERROR
@@ -75,12 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _write(report: Report, folder: Path) -> None:
+def _write(folder: Path, report: Report) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
-    for suffix, text in ((".json", report.model_dump_json(indent=1) + "\n"), (".md", page(report))):
-        path = folder / f"{report.kind}{suffix}"
+    written = {folder / f"{report.kind}.json": report.model_dump_json(indent=1) + "\n"}
+    written[folder / f"{report.kind}.md"] = page(report)
+    for path, text in written.items():
         path.write_text(text, encoding="utf-8")
-        print(f"written: {path}")
+    return list(written)
 
 
 def _check(folder: Path, tolerance: float, device: str | None) -> int:

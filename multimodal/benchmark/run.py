@@ -2,19 +2,20 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from transformers import PreTrainedModel
 
 from multimodal.benchmark.device import measure_peaks
 from multimodal.benchmark.inputs import random_inputs
 from multimodal.benchmark.measure import Subject, describe, measure_case
 from multimodal.benchmark.models import Shape, in_words, random_model, read_size
 from multimodal.benchmark.report import Case, Report
+from multimodal.benchmark.sweep import Sweep
 from multimodal.benchmark.sweeping import Axes, measure_sweep
 from multimodal.benchmark.timing import Effort
 from multimodal.benchmark.variants import COMPILED, at_retention, released_config
@@ -75,64 +76,90 @@ class Arguments(BaseModel):
         return self
 
 
-def run(arguments: Arguments, say: Callable[[str], None]) -> Report:
+def run(arguments: Arguments, say: Callable[[str], None], keep: Callable[[Report], object] | None = None) -> Report:
     """Measure all shapes, one after another.
 
     Args:
         arguments: what is measured.
         say: told what is measured next.
+        keep: given what there is so far after each case, should a later one end the process.
 
     Raises:
         FlowpruneError: a shape, config, device, dtype or size is none, before anything is measured.
     """
-    shapes, sizes = [Shape.read(text) for text in arguments.shapes], [read_size(size) for size in arguments.sizes]
-    given = None if arguments.config is None else PruningConfig.from_pretrained(arguments.config)
-    device, began = chosen_device(arguments.device), time.monotonic()
-    dtype = _dtype(arguments.dtype, device)
-    peaks, report, left_out = measure_peaks(device, dtype), None, list[str]()
-    cases, sweep = list[Case](), None
+    shapes, session = (
+        [Shape.read(text) for text in arguments.shapes],
+        _Session(arguments, say, keep or (lambda report: None)),
+    )
     for number, shape in enumerate(shapes):
-        say(f"{shape}: building it")
-        with _built(shape, arguments, dtype, left_out) as modules:
-            if modules is None:
-                continue
-            report = report or describe(modules.model, peaks)
-            layers = modules.geometry.text_layers
-            config = released_config(layers, arguments.retention) if given is None else given
-            check_fits(modules, config)
-            config_at = partial(at_retention, config, layers)
-            for retention in arguments.retentions if arguments.sweep else ():
-                config_at(retention)
-            prompts = partial(_prompts, modules, shape.size, arguments.text_tokens)
-            subject = Subject(shape.name, modules, config, in_words(shape.size), prompts)
-            for turn, batch in enumerate(arguments.batches):
-                left = (len(shapes) - number) * len(arguments.batches) - turn + arguments.sweep
-                effort = _effort(arguments, began, left, least=0 if turn else LEAST_SECONDS)
-                say(f"{shape}, batch {batch}")
-                skipped = {COMPILED: COMPILED_ONCE} if arguments.minutes and turn else {}
-                cases.append(measure_case(subject, batch, effort, peaks, skipped))
-            if arguments.sweep:
-                say(f"{shape}: sweep")
-                axes = Axes(sizes, arguments.batches, arguments.retentions, arguments.text_tokens)
-                sweep = measure_sweep(shape.name, modules, axes, config_at, _effort(arguments, began, 1))
-    if report is None:
-        raise FlowpruneError(f"Nothing was measured: {left_out[0]}")
-    found = {"arguments": arguments.model_dump(mode="json"), "cases": cases, "sweep": sweep, "left_out": left_out}
-    return report.model_copy(update=found)
+        session.measure(shape, len(shapes) - number)
+        _let_go()
+    if session.report is None:
+        raise FlowpruneError(f"Nothing was measured: {session.left_out[0]}")
+    return session.report
+
+
+class _Session:
+    """What is known while shapes are measured, and what was found so far."""
+
+    def __init__(self, arguments: Arguments, say: Callable[[str], None], keep: Callable[[Report], object]) -> None:
+        self._arguments, self._say, self._keep = arguments, say, keep
+        self._sizes = [read_size(size) for size in arguments.sizes]
+        self._config = None if arguments.config is None else PruningConfig.from_pretrained(arguments.config)
+        self._began, device = time.monotonic(), chosen_device(arguments.device)
+        self._dtype = _dtype(arguments.dtype, device)
+        self._peaks = measure_peaks(device, self._dtype)
+        self.report: Report | None = None
+        self.left_out: list[str] = []
+
+    def measure(self, shape: Shape, left: int) -> None:
+        """Measure a shape, the first of those that are left."""
+        asked = self._arguments
+        self._say(f"{shape}: building it")
+        try:
+            model = random_model(shape.architecture, asked.device, self._dtype, asked.attention, asked.small)
+        except torch.OutOfMemoryError:
+            self.left_out.append(f"{shape} does not fit into the device's memory.")
+            return
+        modules = modules_of(model)
+        layers = modules.geometry.text_layers
+        config = released_config(layers, asked.retention) if self._config is None else self._config
+        check_fits(modules, config)
+        config_at = partial(at_retention, config, layers)
+        for retention in asked.retentions if asked.sweep else ():
+            config_at(retention)
+        prompts = partial(_prompts, modules, shape.size, asked.text_tokens)
+        subject = Subject(shape.name, modules, config, in_words(shape.size), prompts)
+        for turn, batch in enumerate(asked.batches):
+            self._say(f"{shape}, batch {batch}")
+            effort = self._effort(left * len(asked.batches) - turn + asked.sweep, 0 if turn else LEAST_SECONDS)
+            skipped = {COMPILED: COMPILED_ONCE} if asked.minutes and turn else {}
+            self._add(model, case=measure_case(subject, batch, effort, self._peaks, skipped))
+        if asked.sweep:
+            self._say(f"{shape}: sweep")
+            axes = Axes(self._sizes, asked.batches, asked.retentions, asked.text_tokens)
+            self._add(model, sweep=measure_sweep(shape.name, modules, axes, config_at, self._effort(1)))
+
+    def _add(self, model: PreTrainedModel, case: Case | None = None, sweep: Sweep | None = None) -> None:
+        before = self.report or describe(model, self._peaks)
+        cases = before.cases if case is None else [*before.cases, case]
+        arguments = self._arguments.model_dump(mode="json")
+        found = {"arguments": arguments, "cases": cases, "sweep": sweep, "left_out": self.left_out}
+        self.report = before.model_copy(update=found)
+        self._keep(self.report)
+
+    def _effort(self, left: int, least: float = 0) -> Effort:
+        """An equal part of the time that is left, for each of so many measurements, but so many seconds at least."""
+        asked, now = self._arguments, time.monotonic()
+        if asked.minutes is None:
+            return Effort(asked.repeats, asked.new_tokens)
+        over = self._began + 60 * asked.minutes - now
+        return Effort(asked.repeats, asked.new_tokens, now + max(over / left, least))
 
 
 def _prompts(modules: Modules, size: tuple[int, int] | None, text_tokens: int, batch: int) -> Sequence[Any]:
     torch.manual_seed(0)
     return [random_inputs(modules, size, batch, text_tokens)]
-
-
-def _effort(arguments: Arguments, began: float, left: int, least: float = 0) -> Effort:
-    """An equal part of the time that is left, for each of so many measurements, but so many seconds at least."""
-    if arguments.minutes is None:
-        return Effort(arguments.repeats, arguments.new_tokens)
-    now = time.monotonic()
-    over = began + 60 * arguments.minutes - now
-    return Effort(arguments.repeats, arguments.new_tokens, now + max(over / left, least))
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
@@ -143,20 +170,9 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return found
 
 
-@contextmanager
-def _built(shape: Shape, arguments: Arguments, dtype: torch.dtype, left_out: list[str]) -> Iterator[Modules | None]:
-    """A model while it is measured; None, and a reason, where the device has no room for it."""
-    try:
-        built = random_model(shape.architecture, arguments.device, dtype, arguments.attention, arguments.small)
-    except torch.OutOfMemoryError:
-        left_out.append(f"{shape} does not fit into the device's memory.")
-        yield None
-        return
-    try:
-        yield modules_of(built)
-    finally:
-        del built
-        torch.compiler.reset()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+def _let_go() -> None:
+    """Free the memory of a model that nothing refers to any more."""
+    torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
