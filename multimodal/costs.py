@@ -42,7 +42,7 @@ def kv_bytes(text_config: PretrainedConfig, tokens_by_layer: Iterable[Count], el
         element_bytes: 2 for bfloat16 and float16, 4 for float32.
     """
     # the next token is in the window, too
-    token_bytes = 2 * _key_heads(text_config) * _head_dim(text_config) * element_bytes
+    token_bytes = 2 * key_heads(text_config) * head_dim(text_config) * element_bytes
     cached = (_seen(text_config, layer, n, to_come=1) for layer, n in enumerate(tokens_by_layer))
     return token_bytes * functools.reduce(operator.add, cached)
 
@@ -54,7 +54,7 @@ def prefill_flops(text_config: PretrainedConfig, tokens_by_layer: Iterable[Count
     a causal mask needs half, and half is counted; of a sliding window, what it needs if nothing in it is pruned.
     Embedding, norms and head are left out.
     """
-    width, weights = text_config.num_attention_heads * _head_dim(text_config), _layer_weights(text_config)
+    width, weights = text_config.num_attention_heads * head_dim(text_config), _layer_weights(text_config)
     layers = enumerate(tokens_by_layer)
     return sum(
         2 * n * weights + 2 * (2 * n - s) * s * width for n, s in ((n, _seen(text_config, i, n)) for i, n in layers)
@@ -63,7 +63,7 @@ def prefill_flops(text_config: PretrainedConfig, tokens_by_layer: Iterable[Count
 
 def decoding_flops(text_config: PretrainedConfig, tokens_by_layer: Sequence[int]) -> int:
     """Floating-point operations of one decoding step's layers after such a prompt, counted as for a prefill."""
-    width, weights = text_config.num_attention_heads * _head_dim(text_config), _layer_weights(text_config)
+    width, weights = text_config.num_attention_heads * head_dim(text_config), _layer_weights(text_config)
     return sum(2 * weights + 4 * _seen(text_config, i, tokens) * width for i, tokens in enumerate(tokens_by_layer))
 
 
@@ -76,15 +76,17 @@ def _seen(text_config: PretrainedConfig, layer: int, tokens: Count, to_come: int
 
 
 def _layer_weights(text_config: PretrainedConfig) -> int:
-    hidden, heads, dim = text_config.hidden_size, text_config.num_attention_heads, _head_dim(text_config)
-    return hidden * dim * (2 * heads + 2 * _key_heads(text_config)) + 3 * hidden * text_config.intermediate_size
+    hidden, heads, dim = text_config.hidden_size, text_config.num_attention_heads, head_dim(text_config)
+    return hidden * dim * (2 * heads + 2 * key_heads(text_config)) + 3 * hidden * text_config.intermediate_size
 
 
-def _head_dim(text_config: PretrainedConfig) -> int:
+def head_dim(text_config: PretrainedConfig) -> int:
+    """Width of one attention head."""
     return getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
 
 
-def _key_heads(text_config: PretrainedConfig) -> int:
+def key_heads(text_config: PretrainedConfig) -> int:
+    """Heads that a layer has keys and values of."""
     return getattr(text_config, "num_key_value_heads", None) or text_config.num_attention_heads
 
 

@@ -5,7 +5,8 @@ Supported are transformers 5.0 up to the newest that the tests run on.
 
 import importlib.util
 import inspect
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,3 +59,38 @@ def window_order(grid_thw: Tensor, vision: Any) -> Tensor:
         known = {"spatial_merge_size": side, "window_size": vision.window_size, "patch_size": vision.patch_size}
         tower = SimpleNamespace(**known, spatial_merge_unit=side**2)
         return Tower.get_window_index(tower, grid_thw)[0]  # type: ignore[attr-defined]
+
+
+def grid_inputs(tower: Any, grids: Sequence[tuple[int, int, int]]) -> dict[str, Tensor]:
+    """What a tower that packs images works out of their grids, on the CPU; older versions cannot be handed it.
+
+    Args:
+        tower: the vision encoder.
+        grids: (frames, rows, columns) of each image or video, in patches.
+    """
+    if not WINDOWS_APART:
+        return {}
+    from transformers import vision_utils
+
+    uses = vars(sys.modules[type(tower).__module__])
+    if "get_vision_attention_seqlens" not in uses:
+        return {}
+    side = tower.spatial_merge_size
+    with torch.device("cpu"):  # they make tensors of their own
+        grid_thw = torch.tensor(grids)
+        made = {"cu_seqlens": vision_utils.get_vision_cu_seqlens(grid_thw)}
+        made["position_ids"] = vision_utils.get_vision_position_ids(grid_thw, side)
+        if "get_vision_window_index" in uses:
+            sizes = tower.window_size, tower.patch_size
+            order, ends = vision_utils.get_vision_window_index(grid_thw, side, *sizes)
+            made |= {"window_index": order, "cu_window_seqlens": ends}
+        if "get_vision_interpolation_indices_and_weights" in uses:
+            indices, weights = vision_utils.get_vision_interpolation_indices_and_weights(
+                grid_thw,
+                tower.num_grid_per_side,
+                mode=tower.interpolation_mode,
+                align_corners=tower.interpolation_align_corners,
+                spatial_merge_size=side,
+            )
+            made |= {"interp_indices": indices, "interp_weights": weights}
+    return made

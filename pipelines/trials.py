@@ -7,6 +7,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from pipelines.calibration import observed
+from pipelines.console import console
 from pipelines.latency import check_device, study_latency
 from pipelines.prompts import build_inputs
 from pipelines.space import make_space, method_choices, prompts_of, with_equal_shares
@@ -46,6 +47,8 @@ def join(workspace: Workspace, worker: int = 0) -> Search:
     opened = workspace.model
     measure = measure_named(settings.search.objective, opened.modules)
     objective = Objective(opened.modules, calibration.samples, settings.search.batch_size, settings.seed, measure)
+    if objective.device.type != "cpu":
+        console.print(objective.placement)
     latency = study_latency(workspace, opened, calibration, objective.workload)
     space = make_space(settings, opened.modules.geometry, objective.workload, opened.normalization, latency)
     description = space.describe() | {

@@ -8,7 +8,8 @@ pickled.
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,6 @@ def _layout(data: Mapping[str, Any]) -> Layout:
     )
 
 
-@torch.inference_mode()
 def observe_sample(
     modules: Modules,
     inputs: Mapping[str, Tensor],
@@ -156,6 +156,25 @@ def observe_sample(
         normalization: mean and standard deviation of the image processor.
         keep_inputs: whether the vision tower will have to run again.
     """
+    [sample] = observe_samples(modules, inputs, requests, normalization)
+    return replace(sample, inputs=dict(inputs)) if keep_inputs else sample
+
+
+@torch.inference_mode()
+def observe_samples(
+    modules: Modules,
+    inputs: Mapping[str, Tensor],
+    requests: Sequence[VisionRequest],
+    normalization: Normalization | None,
+) -> list[CalibrationSample]:
+    """Run the unpruned model on several samples at once, and note of each what the search needs.
+
+    Args:
+        modules: of the model.
+        inputs: the processor's output for them, padded on the left; each has an image or video.
+        requests: what the search may ask of the vision tower.
+        normalization: mean and standard deviation of the image processor.
+    """
     noted: dict[str, Any] = {}
     encoded: dict[Modality, Encoded] = {}
     evidence: list[VisionEvidence] = []
@@ -166,36 +185,64 @@ def observe_sample(
         evidence.extend(each.shifted(first) for each in seen)
 
     def note_inputs(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        embeds, positions = kwargs["inputs_embeds"][0], kwargs.get("position_ids")
-        noted["embeds"] = embeds
-        noted["position_ids"] = torch.arange(len(embeds)) if positions is None else positions[..., 0, :]
-        if levels := kwargs.get("deepstack_visual_embeds"):
-            noted["deepstack"] = torch.stack(list(levels))
+        noted.update(kwargs)
 
     def note_reference(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        noted["reference"] = output.last_hidden_state[0, -1].float()
+        noted["reference"] = output.last_hidden_state[:, -1].float()
 
+    geometry, ids = modules.geometry, inputs["input_ids"].cpu().numpy()
+    valid = np.ones(ids.shape, dtype=bool)
+    if (mask := inputs.get("attention_mask")) is not None:
+        valid &= mask.cpu().numpy() != 0
+    own_positions = {}
+    if geometry.rotary_axes == 1 and not valid.all():  # else padding would be counted
+        counted = np.maximum(valid.cumsum(1) - 1, 0) + geometry.first_position
+        own_positions = {"position_ids": torch.from_numpy(counted).to(inputs["input_ids"].device)}
     handles = [
         modules.text_model.register_forward_pre_hook(note_inputs, with_kwargs=True),
         modules.text_model.register_forward_hook(note_reference),
     ]
     try:
         with watch_vision(modules, requests, normalization, note_encoded):
-            modules.base(**inputs, use_cache=False)
+            modules.base(**inputs, **own_positions, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    ids, blocks = inputs["input_ids"].cpu().numpy(), modules.geometry.bidirectional_blocks(inputs)
-    prompt = locate(modules.geometry, ids, np.ones(ids.shape, dtype=bool), encoded)
-    owner = torch.full((len(noted["embeds"]),), -1)
-    for number, image in enumerate(prompt.images):
-        owner[torch.from_numpy(image.index)] = number
-    layouts = [image.layout for image in prompt.images]
-    return CalibrationSample(
-        owner=owner,
-        layouts=layouts,
-        evidence=evidence,
-        blocks=None if blocks is None else blocks[0],
-        inputs=dict(inputs) if keep_inputs else {},
-        **noted,
-    )
+    prompt = locate(geometry, ids, valid, encoded)
+    blocks, levels = geometry.bidirectional_blocks(inputs), noted.get("deepstack_visual_embeds")
+    positions = noted.get("position_ids")
+    sizes = prompt.is_visual.sum(1).tolist()
+    deepstack = torch.stack(list(levels)).split(sizes, 1) if levels else None
+    views = _views(encoded)
+    samples = []
+    for row, padding in enumerate((~valid).sum(1).tolist()):
+        images = [image for image in prompt.images if image.row == row]
+        owner = torch.full((ids.shape[1] - padding,), -1)
+        for number, image in enumerate(images):
+            owner[torch.from_numpy(image.index - padding)] = number
+        own_views = [view for image in images for source in image.sources for view in views[source]]
+        parts = evidence if len(ids) == 1 else [each.of_views(own_views) for each in evidence]
+        samples.append(
+            CalibrationSample(
+                embeds=noted["inputs_embeds"][row, padding:],
+                owner=owner,
+                position_ids=torch.arange(len(owner)) if positions is None else _row(positions, row)[..., padding:],
+                layouts=[image.layout for image in images],
+                evidence=[part for part in parts if part is not None],
+                reference=noted["reference"][row],
+                blocks=None if blocks is None else blocks[row, padding:],
+                deepstack=None if deepstack is None else deepstack[row],
+            )
+        )
+    return samples
+
+
+def _views(encoded: Mapping[Modality, Encoded]) -> list[range]:
+    """The views of each image or video, of all that was encoded."""
+    numbers = [len(layout.views) for each in encoded.values() for layout in each.layouts]
+    return [range(end - number, end) for number, end in zip(numbers, accumulate(numbers), strict=True)]
+
+
+def _row(positions: Tensor, row: int) -> Tensor:
+    """Of position ids ``[B or 1, L]``, or ``[axes, B or 1, L]``."""
+    return positions[..., row if positions.shape[-2] > 1 else 0, :]

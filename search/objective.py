@@ -6,65 +6,20 @@ A trial is the language model's pruned prefill on cached features: no vision tow
 import random
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import Cache
 
 from multimodal import FlowpruneError, PruningConfig, prune
 from multimodal.costs import Workload
-from multimodal.evidence import VisionEvidence, stacked, token_evidence
 from multimodal.families import Modules
 from multimodal.runtime import Pruner
-from multimodal.runtime.prompt import Image, Prompt
+from search.batches import Batch, make_batch, placed, ready
 from search.calibration import CalibrationSample
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Calibration samples of similar length, padded on the left.
-
-    They stay on the host, and are sent to the model's device one after the other.
-
-    Args:
-        embeds: input embeddings ``[B, L, C]``.
-        prompt: the images.
-        evidence: of all their views.
-        reference: of the unpruned model ``[B, C]``.
-        text_inputs: what else the text model is given.
-        inputs: of the base model, by sample; empty where the vision tower need not run again.
-    """
-
-    embeds: Tensor
-    prompt: Prompt
-    evidence: Sequence[VisionEvidence]
-    reference: Tensor
-    text_inputs: Mapping[str, Any]
-    inputs: Sequence[Mapping[str, Tensor]] = ()
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same on a device."""
-        if self.embeds.device == device:
-            return self
-
-        def moved(value: Any) -> Any:
-            return [level.to(device) for level in value] if isinstance(value, list) else value.to(device)
-
-        blocks = self.prompt.blocks
-        return Batch(
-            self.embeds.to(device),
-            replace(self.prompt, blocks=None if blocks is None else blocks.to(device)),
-            [each.to(device) for each in self.evidence],
-            self.reference.to(device),
-            {name: moved(value) for name, value in self.text_inputs.items()},
-            self.inputs,
-        )
-
+from search.room import BatchSize, grouped
 
 SOFTCAP = "final_logit_softcapping"  # of a config: the largest size of a logit
 Measure = Callable[[Tensor, Tensor], Tensor]  # pruned and unpruned hidden states [B, C] -> one number each [B]
@@ -112,21 +67,23 @@ class Objective:
     Args:
         modules: of the model.
         samples: the calibration samples.
-        batch_size: samples prefilled at once.
+        batch_size: samples prefilled at once; or ``auto`` (:func:`search.room.grouped`).
         seed: of the order in which batches are evaluated, the same for every trial.
         measure: how far a pruned hidden state is from the unpruned one.
 
     Attributes:
         samples: how many samples a whole evaluation looks at.
         workload: what schedules leave of their prompts' costs.
+        device: of the language model.
         order: which sample each one in the batches is, one after the other.
+        batches: on the model's device, or on the host; one that turns out too large for the device is halved.
     """
 
     def __init__(
         self,
         modules: Modules,
         samples: Sequence[CalibrationSample],
-        batch_size: int,
+        batch_size: BatchSize,
         seed: int,
         measure: Measure = discrepancy_of,
     ) -> None:
@@ -135,11 +92,22 @@ class Objective:
         prompts = [(sample.layouts, int((~sample.is_visual).sum())) for sample in samples]
         self.samples = len(samples)
         self.workload = Workload(modules.text_model.config, prompts, lambda: [each.varieties for each in samples])
-        by_length = sorted(range(len(samples)), key=lambda number: len(samples[number].embeds))
-        groups = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
+        self._samples, self.device = samples, modules.text_model.device
+        lengths, element = [len(sample.embeds) for sample in samples], modules.text_model.dtype.itemsize
+        groups = grouped(lengths, batch_size, self.device, modules.text_model.config, element)
         random.Random(seed).shuffle(groups)
         self.order = [number for group in groups for number in group]
-        self.batches = [_batch([samples[number] for number in group]) for group in groups]
+        self.batches = placed((make_batch(samples, group) for group in groups), self.device)
+
+    @property
+    def placement(self) -> str:
+        """Where the samples are, and how many prefills a trial is, in words."""
+        held = sum(batch.bytes for batch in self.batches if batch.embeds.device == self.device)
+        prefills, most = len(self.batches), max(len(batch.numbers) for batch in self.batches)
+        return (
+            f"a trial is {prefills} {'prefill' if prefills == 1 else 'prefills'} of at most {most} samples, "
+            f"{held / 2**20:,.0f} MiB of which stay on {self.device}"
+        )
 
     def shares(self, config: PruningConfig) -> dict[str, float]:
         """Retention, and prefill FLOPs and KV bytes as shares of the unpruned model's, over all samples."""
@@ -171,10 +139,36 @@ class Objective:
         return hidden, reference
 
     def _hidden_states(self, config: PruningConfig) -> Generator[tuple[Tensor, Tensor], None, None]:
-        device = self.modules.text_model.device
         with prune(self.modules.model, config) as pruner:
-            for batch in (each.to(device) for each in self.batches):
-                yield self.last_states(batch, pruner, config.method.tower is not None), batch.reference
+            done = 0
+            while done < len(self.batches):
+                while (found := self._tried(self.batches[done], pruner)) is None:
+                    self._halve(done)
+                yield found
+                done += 1
+
+    def _tried(self, batch: Batch, pruner: Pruner) -> tuple[Tensor, Tensor] | None:
+        """A batch's last hidden states, pruned and unpruned; None if the device has no room for it."""
+        try:
+            batch = batch.to(self.device)
+            return self.last_states(batch, pruner, pruner.config.method.tower is not None), batch.reference
+        except torch.OutOfMemoryError:
+            return None
+
+    def _halve(self, place: int) -> None:
+        """Put two batches in place of one that the device has no room for."""
+        numbers, device = self.batches[place].numbers, self.device
+        if len(numbers) == 1:
+            raise FlowpruneError(
+                f"The prefill of one calibration sample of {self.batches[place].embeds.shape[1]} tokens does not fit "
+                f"into the memory of {device}: free some of it, load the model in a smaller dtype, or search with "
+                "smaller images."
+            )
+        middle = len(numbers) // 2
+        halves = [make_batch(self._samples, half) for half in (numbers[:middle], numbers[middle:])]
+        self.batches[place : place + 1] = [ready(half, device) for half in halves]
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def last_states(self, batch: Batch, pruner: Pruner | None, from_pixels: bool) -> Tensor:
         """The last prompt token's last hidden states of a batch ``[B, C]``.
@@ -215,57 +209,11 @@ class Objective:
             cache: filled if given.
         """
         if pruner is not None:
-            requests = pruner.config.vision_requests
-            layouts = [image.layout for image in batch.prompt.images]
-            answers = token_evidence(self.modules.geometry, requests, layouts, batch.evidence)
+            answers = batch.answers(self.modules.geometry, pruner.config.vision_requests)
             pruner.feed(replace(batch.prompt, evidence=answers))
         return self.modules.text_model(
             inputs_embeds=batch.embeds,
-            attention_mask=torch.from_numpy(batch.prompt.valid).long().to(batch.embeds.device),
             use_cache=cache is not None,
             **{self.modules.cache_name: cache},
             **batch.text_inputs,
         ).last_hidden_state
-
-
-def _batch(samples: Sequence[CalibrationSample]) -> Batch:
-    longest = max(len(sample.embeds) for sample in samples)
-    pads = [longest - len(sample.embeds) for sample in samples]
-
-    def padded(tensors: Sequence[Tensor], value: int = 0, trailing: tuple[int, ...] = ()) -> Tensor:
-        if len(tensors) == 1:
-            return tensors[0].unsqueeze(0)  # still memory-mapped
-        return torch.stack([pad(t, (*trailing, p, 0), value=value) for t, p in zip(tensors, pads, strict=True)])
-
-    text_inputs: dict[str, Any] = {"position_ids": padded([sample.position_ids for sample in samples])}
-    if text_inputs["position_ids"].ndim == 3:
-        text_inputs["position_ids"] = text_inputs["position_ids"].transpose(0, 1)  # axes first
-    deepstack = [sample.deepstack for sample in samples if sample.deepstack is not None]
-    if deepstack:
-        levels = list(torch.cat(deepstack, dim=1))
-        is_visual = padded([sample.is_visual for sample in samples])
-        text_inputs |= {"visual_pos_masks": is_visual, "deepstack_visual_embeds": levels}
-    blocks = [sample.blocks for sample in samples if sample.blocks is not None]
-    owned = [(row, image) for row, sample in enumerate(samples) for image in range(len(sample.layouts))]
-    images = [
-        Image(samples[row].layouts[image], row, samples[row].visual_index(image).numpy() + pads[row], (number,))
-        for number, (row, image) in enumerate(owned)
-    ]
-    valid = np.arange(longest) >= np.array(pads)[:, None]
-    return Batch(
-        padded([sample.embeds for sample in samples], trailing=(0, 0)),
-        Prompt(valid, images, blocks=padded(blocks, -1) if blocks else None),
-        _joined(samples),
-        torch.stack([sample.reference for sample in samples]),
-        text_inputs,
-        [sample.inputs for sample in samples],
-    )
-
-
-def _joined(samples: Sequence[CalibrationSample]) -> list[VisionEvidence]:
-    """What the vision tower showed of a batch's views, those of one size together."""
-    evidence, first = [], 0
-    for sample in samples:
-        evidence += [each.shifted(first) for each in sample.evidence]
-        first += sum(len(layout.views) for layout in sample.layouts)
-    return stacked(evidence)

@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from search.optuna_internals import claimed_trial
 from search.queue import claim, fill, put_back
 from search.reaper import Reaper, heartbeat, whoami
 from search.space import Space, flat_parameters
-from search.study import best_trial, discrepancy, objective_name
+from search.study import best_trial, discrepancy, objective_name, stopped_early
 
 CRASHES = 3  # trials in a row that end with an error, after which a worker gives up
 
@@ -47,38 +47,45 @@ def run_worker(
         Exception: what ended several trials in a row.
     """
 
-    # each report is a transaction, and with two objectives an error
-    may_stop = not isinstance(study.pruner, optuna.pruners.NopPruner)
+    may_stop = not isinstance(study.pruner, optuna.pruners.NopPruner)  # with two objectives a report is an error
 
-    def evaluate(trial: optuna.Trial) -> float | tuple[float, float]:
+    def evaluate(trial: optuna.Trial, least: float) -> float | tuple[float, float]:
         on_start(trial)
         config = space.suggest(trial)
         note(trial, config=config.model_dump(mode="json"), parameters=flat_parameters(config, len(space.choices) > 1))
         note(trial, **objective.shares(config), objective=objective_name(study))
         if space.measure == "latency_ms":
             note(trial, latency_ms=space.cost(config.schedule))
+        seen: dict[int, float] = {}  # by sample, which is a step, however they are batched
         reported = 0
 
-        def after_batch(discrepancies: list[float]) -> None:
+        def report() -> None:
             nonlocal reported
-            for step, value in enumerate(discrepancies[reported:] if may_stop else [], reported):
-                trial.report(value, step)
-            reported = len(discrepancies)
-            if may_stop and reported < objective.samples and trial.should_prune():
-                _stop_if_worse(study, discrepancies)
+            for sample in objective.order[reported : len(seen)]:
+                trial.report(seen[sample], sample)
+            reported = len(seen)
+
+        def after_batch(discrepancies: list[float]) -> None:
+            seen.update(zip(objective.order, discrepancies, strict=False))
+            if may_stop and len(seen) < objective.samples:
+                report()
+                if trial.should_prune():
+                    _stop_if_worse(study, seen)
 
         try:
             discrepancies = objective.evaluate(config, after_batch)
         except _ClearlyWorse as stop:
-            note(trial, samples=reported, stopped_early=True)
+            note(trial, samples=len(seen), stopped_early=True)
             return stop.estimate
-        note(trial, samples=reported)
+        note(trial, samples=len(seen))
         found = sum(discrepancies) / len(discrepancies)
         if not math.isfinite(found):
             raise FlowpruneError(
                 f"The discrepancy of trial {trial.number} is {found}: the model overflows in its dtype, "
                 "set model.dtype=float32 or bfloat16."
             )
+        if may_stop and found <= least:  # the best trial is what others are compared with; each report is a transaction
+            report()
         return found if len(study.directions) == 1 else (found, space.cost(config.schedule))
 
     reaper, crashes = Reaper(study, trials), 0
@@ -94,7 +101,9 @@ def run_worker(
             continue
         try:
             with heartbeat(study, claimed):
-                values = evaluate(claimed_trial(study, claimed, known))
+                whole = (trial for trial in known if trial.state == TrialState.COMPLETE and not stopped_early(trial))
+                least = min(map(discrepancy, whole), default=math.inf)
+                values = evaluate(claimed_trial(study, claimed, known), least)
             told = study.tell(claimed.number, values, skip_if_finished=True)
         except UpdateFinishedTrialError:
             continue  # silent for so long that it was taken for dead, and the slot given to another worker
@@ -120,7 +129,7 @@ class _ClearlyWorse(Exception):
         self.estimate = estimate
 
 
-def _stop_if_worse(study: optuna.Study, discrepancies: list[float]) -> None:
+def _stop_if_worse(study: optuna.Study, discrepancies: Mapping[int, float]) -> None:
     """End a trial that ranks behind the best one on the samples that both saw, if its mean is worse, too.
 
     Optuna hides pruned trials from samplers such as GPSampler, which would learn nothing from most of a search; so the
@@ -128,7 +137,7 @@ def _stop_if_worse(study: optuna.Study, discrepancies: list[float]) -> None:
     discrepancy, plus how much worse it was on the samples that both saw. It is never the best.
     """
     best = best_trial(study)
-    worse = [value - best.intermediate_values[step] for step, value in enumerate(discrepancies)]
+    worse = [value - best.intermediate_values[sample] for sample, value in discrepancies.items()]
     estimate = discrepancy(best) + sum(worse) / len(worse)
     if estimate > discrepancy(best):
         raise _ClearlyWorse(estimate)

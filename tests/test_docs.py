@@ -56,7 +56,7 @@ def test_a_page_says_what_pruning_does(found, capsys):
     exec(by_hand + costs, names)
     assert capsys.readouterr().out.startswith("0.22")  # 77 in three layers, 38 in three: 57.5 of 256
     exec(recorded, names)
-    assert "Recordings(1 held, " in capsys.readouterr().out
+    assert "Recordings(2 held, " in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

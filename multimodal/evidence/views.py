@@ -1,8 +1,8 @@
 """Vision evidence as a search stores it and a prompt reads it: one type, live and cached."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -46,11 +46,21 @@ class VisionEvidence:
         """The same, its views counted from another number on."""
         return replace(self, views=tuple(view + views for view in self.views))
 
+    def of_views(self, views: Sequence[int]) -> "VisionEvidence | None":
+        """What it shows of some views, counted anew in their order; None if that is nothing."""
+        numbers = {view: number for number, view in enumerate(views)}
+        own = [place for place, view in enumerate(self.views) if view in numbers]
+        if not own:
+            return None
+        part = self.mapped(lambda tensor: tensor[own])
+        return replace(part, views=tuple(numbers[self.views[place]] for place in own))
+
     def to(self, device: torch.device) -> "VisionEvidence":
         """The same on another device."""
-        return self._mapped(lambda tensor: tensor.to(device))
+        return self.mapped(lambda tensor: tensor.to(device))
 
-    def _mapped(self, change: Any) -> "VisionEvidence":
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "VisionEvidence":
+        """The same with every tensor changed."""
         stored = {kind: {name: change(t) for name, t in own.items()} for kind, own in self.stored.items()}
         return replace(self, stored=stored)
 
@@ -128,10 +138,18 @@ def _packed(
     views: dict[int, Tensor] = {}
     for own, answer in zip(evidence, answers, strict=True):
         views |= zip(own.views, answer.unsqueeze(-1) if statistic else answer, strict=True)
-    tokens, first = [], 0
-    for _, alike in groupby(layouts, key=lambda layout: layout.video):
-        group = list(alike)
-        last = first + sum(len(layout.views) for layout in group)
-        tokens += geometry.pack([views[view] for view in range(first, last)], group)
-        first = last
+    starts = accumulate((len(layout.views) for layout in layouts), initial=0)
+    own_views = [
+        [views[start + view] for view in range(len(layout.views))]
+        for start, layout in zip(starts, layouts, strict=False)
+    ]
+    members: dict[Layout, list[int]] = {}
+    for number, layout in enumerate(layouts):
+        members.setdefault(layout, []).append(number)
+    found: dict[int, Tensor] = {}
+    for layout, numbers in members.items():  # images of one layout go through together, as channels side by side
+        side_by_side = [torch.cat(each, -1) for each in zip(*(own_views[number] for number in numbers), strict=True)]
+        [packed] = geometry.pack(side_by_side, [layout])
+        found |= zip(numbers, packed.chunk(len(numbers), -1), strict=True)
+    tokens = [found[number] for number in range(len(layouts))]
     return [image[:, 0] for image in tokens] if statistic else tokens

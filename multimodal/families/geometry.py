@@ -197,6 +197,11 @@ class Geometry(ABC):
         patches = whole.unflatten(-1, (columns, side)).unflatten(-3, (rows, side))  # views, 3, rows, p, columns, p
         return patches.permute(0, 2, 4, 1, 3, 5).flatten(0, 2).flatten(-2)
 
+    def tower_grids(self, layouts: Sequence[Layout]) -> tuple[tuple[int, int, int], ...]:
+        """(grids, rows, columns) of each image or video, in patches, where the tower is told them, as one that packs
+        images of any size is; else none."""
+        return ()
+
     @abstractmethod
     def layouts(self, inputs: Mapping[str, Any]) -> list[Layout]:
         """The layout of every image of a batch, in the order of their placeholders.

@@ -1,13 +1,13 @@
 """Qwen2.5-VL: as Qwen2-VL, but most tower layers attend within windows, by which the tower also orders patches."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from multimodal.constants import constant
 from multimodal.families.geometry import stand_in
-from multimodal.families.merged_grids import tower_grids
 from multimodal.families.qwen2_vl import Qwen2VL
 from multimodal.layout import Layout
 from multimodal.versions import window_order
@@ -23,26 +23,23 @@ class Qwen25VL(Qwen2VL):
         return sorted(set(self.config.vision_config.fullatt_block_indexes) & set(range(self.vision_layers)))
 
     def patch_pixels(self, pixels: Tensor, layouts: Sequence[Layout]) -> Tensor:
-        order, _ = self._orders(layouts)
         units = self.merge_units(super().patch_pixels(pixels, layouts))
-        return units[order.to(pixels.device, non_blocking=True)].flatten(0, 1)
+        return units[constant(_window_order, pixels.device, *self._windows(layouts))].flatten(0, 1)
 
     def pack(self, views: Sequence[Tensor], layouts: Sequence[Layout]) -> list[Tensor]:
-        _, inverse = self._orders(layouts)
         windowed = torch.cat(super().pack(views, layouts))
-        tokens = windowed[inverse.to(windowed.device, non_blocking=True)]
+        tokens = windowed[constant(_raster_order, windowed.device, *self._windows(layouts))]
         return list(tokens.split([layout.visual_tokens for layout in layouts]))
 
-    def _orders(self, layouts: Sequence[Layout]) -> tuple[Tensor, Tensor]:
-        grids = tuple(tower_grids(layouts, self.merge_size))
-        return _window_orders(grids, self.merge_size, self.config.vision_config.window_size, self.patch_size)
+    def _windows(self, layouts: Sequence[Layout]) -> tuple[tuple[tuple[int, int, int], ...], int, int, int]:
+        """What the order of the merge units follows from."""
+        return self.tower_grids(layouts), self.merge_size, self.config.vision_config.window_size, self.patch_size
 
 
-@lru_cache(maxsize=64)
-def _window_orders(
+def _window_order(
     grids: tuple[tuple[int, int, int], ...], merge_size: int, window_size: int, patch_size: int
-) -> tuple[Tensor, Tensor]:
-    """Which merge unit the tower reads first, second, … ``[units]``, and the inverse, on the CPU.
+) -> Tensor:
+    """Which merge unit the tower reads first, second, … ``[units]``, on the CPU.
 
     Args:
         grids: (frames, rows, columns) of each image or video, in patches.
@@ -51,6 +48,9 @@ def _window_orders(
         patch_size: pixels along a patch.
     """
     vision = stand_in(spatial_merge_size=merge_size, window_size=window_size, patch_size=patch_size)
-    with torch.inference_mode(False):  # they are kept, and an inference tensor could not be used for gradients later
-        order = window_order(torch.tensor(grids, device="cpu"), vision)
-        return order, order.argsort()
+    return window_order(torch.tensor(grids, device="cpu"), vision)
+
+
+def _raster_order(*windows: Any) -> Tensor:
+    """Where the tower reads the first, second, … merge unit: the inverse of :func:`_window_order`."""
+    return _window_order(*windows).argsort()

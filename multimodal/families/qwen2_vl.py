@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from multimodal.families.geometry import Geometry, random_pixels
-from multimodal.families.merged_grids import layouts_of_grids
+from multimodal.families.merged_grids import layouts_of_grids, tower_grids
 from multimodal.layout import Layout
 from multimodal.versions import tells_token_types
 
@@ -43,6 +43,9 @@ class Qwen2VL(Geometry):
 
     def patch_pixels(self, pixels: Tensor, layouts: Sequence[Layout]) -> Tensor:
         return pixels.unflatten(-1, (3, -1))  # flattened patches: channels, frames, rows, columns
+
+    def tower_grids(self, layouts: Sequence[Layout]) -> tuple[tuple[int, int, int], ...]:
+        return tuple(tower_grids(layouts, self.merge_size))
 
     def layouts(self, inputs: Mapping[str, Any]) -> list[Layout]:
         return layouts_of_grids(inputs["image_grid_thw"], self.merge_size, video=False)

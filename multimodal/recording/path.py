@@ -128,7 +128,7 @@ class RecordedPath:
                 pool = own.pool(device)
                 return _Held(RecordedPrompt(bucket, reader, self._read, prompt, tensors, own.new_tokens, pool))
 
-            return own.record(bucket, make)
+            return own.record(bucket, make, alike=self._known)
         held.release()
         held.prompt.replay(self._read, prompt, tensors)
         return held

@@ -1,14 +1,16 @@
 """Why a model, a config or a call cannot be recorded: found before anything is computed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
 from multimodal.config import PruningConfig
 from multimodal.costs import sliding_window
-from multimodal.families import Modules
+from multimodal.families import Geometry, Modules
+from multimodal.layout import Layout
 from multimodal.runtime.hooks import Hook
 
 PLAIN = {"attention_mask", "position_ids", "inputs_embeds", "use_cache", "cache", "past_key_values", "cache_position"}
@@ -25,16 +27,26 @@ def model_reason(modules: Modules, config: PruningConfig) -> str | None:
     text = modules.text_model
     if config.adaptive is not None or not config.exact:
         return f"{config.method.name} finds its counts while it reads: set adaptive to null and counts to exact"
-    if len({parameter.device for parameter in text.parameters()}) > 1:
-        return "the language model lies on several devices"
-    if text.device.type == "meta" or any(hasattr(module, "_hf_hook") for module in text.modules()):
-        return "the language model's weights are offloaded"
-    for module in text.modules():
-        if type(module).__module__.startswith("peft."):
+    return parts_reason(text, "language model")
+
+
+def parts_reason(module: PreTrainedModel, name: str) -> str | None:
+    """Why a part of a model cannot be recorded as it is; None: it can.
+
+    Args:
+        module: the part.
+        name: what it is called.
+    """
+    if len({parameter.device for parameter in module.parameters()}) > 1:
+        return f"the {name} lies on several devices"
+    if module.device.type == "meta" or any("_hf_hook" in vars(inner) for inner in module.modules()):
+        return f"the {name}'s weights are offloaded"
+    for inner in module.modules():
+        if type(inner).__module__.startswith("peft."):
             return "adapters can be switched: merge them into the model first"
-        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+        hooks = (*inner._forward_pre_hooks.values(), *inner._forward_hooks.values())
         if any(not isinstance(hook, Hook) and not _is_librarys(hook) for hook in hooks):
-            return "hooks of others run inside the language model: remove them"
+            return f"hooks of others run inside the {name}: remove them"
     return None
 
 
@@ -71,6 +83,8 @@ def call_reason(text: PreTrainedModel, cache: Cache | None, kwargs: Mapping[str,
         return "gradients are on: call the model inside torch.inference_mode()"
     if text.training:
         return "the model is in training mode: call model.eval()"
+    if torch.is_autocast_enabled(text.device.type):
+        return "autocast is on: load the model in the dtype that it is to compute in"
     for name, value in kwargs.items():
         if name not in PLAIN and (isinstance(value, torch.Tensor) or (name.startswith("output_") and value)):
             return f"{name} is asked for"
@@ -80,4 +94,26 @@ def call_reason(text: PreTrainedModel, cache: Cache | None, kwargs: Mapping[str,
         return None
     if not isinstance(cache, DynamicCache | StaticCache) or getattr(cache, "offloading", False):
         return f"{type(cache).__name__} keeps its layers elsewhere: leave cache_implementation unset"
+    return None
+
+
+def tower_reason(tower: PreTrainedModel, pixels: Tensor, geometry: Geometry, layouts: Sequence[Layout]) -> str | None:
+    """Why a call of a vision tower cannot be recorded; None: it can.
+
+    Args:
+        tower: of the model.
+        pixels: that it is given.
+        geometry: of the model.
+        layouts: of what is encoded.
+    """
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in tower.parameters()):
+        return "gradients are on: call the model inside torch.inference_mode()"
+    if torch.is_autocast_enabled(pixels.device.type):
+        return "autocast is on: load the model in the dtype that it is to compute in"
+    if tower.training:
+        return "the model is in training mode: call model.eval()"
+    sizes = [patches for layout in layouts for patches in layout.views]
+    whole = len(pixels) == (sum(sizes) if geometry.tower_grids(layouts) else len(sizes))
+    if not whole or (pixels.ndim == 4 and len(set(sizes)) > 1):
+        return "the vision tower is not given all images at once, or reads images of several sizes"
     return None

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-Output = TypeVar("Output")
+from multimodal.recording.unwaiting import unwaiting
 
-WARM_UPS = 2  # libraries choose kernels and reserve workspaces in the first runs, which a recording must not see
+Output = TypeVar("Output")
 
 
 class Recorded(Generic[Output]):
@@ -37,14 +37,18 @@ class Recorded(Generic[Output]):
             with torch.cuda.device(device):
                 self.output = self._captured(device, pool)
         else:
-            self.output = function()
+            self.output = self._tried(device)
+
+    def _tried(self, device: torch.device) -> Output:
+        self._function()  # constants are made, libraries choose kernels and reserve workspaces
+        with unwaiting(device):
+            return self._function()
 
     def _captured(self, device: torch.device, pool: Any) -> Output:
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
-                self._function()
+            self._tried(device)
         torch.cuda.current_stream(device).wait_stream(side)
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()

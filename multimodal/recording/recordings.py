@@ -15,6 +15,7 @@ from multimodal.families import Modules
 
 if TYPE_CHECKING:
     from multimodal.recording.path import RecordedPath
+    from multimodal.recording.tower import RecordedTower
 
 MIB = 1 << 20
 
@@ -64,6 +65,7 @@ class Recordings:
         self.insist = insist
         self.lock = threading.RLock()  # a recording serves one thread at a time
         self._made: OrderedDict[Hashable, Recording] = OrderedDict()
+        self._refused: dict[Hashable, str] = {}  # why what was tried cannot be recorded
         self._told: set[str] = set()
         self._pool: object = None
 
@@ -84,6 +86,12 @@ class Recordings:
 
         return RecordedPath(self, modules, config, read)
 
+    def tower(self, modules: Modules, known: Hashable) -> "RecordedTower":
+        """What encodes a model's images by these recordings (:class:`RecordedTower`)."""
+        from multimodal.recording.tower import RecordedTower
+
+        return RecordedTower(self, modules, known)
+
     def pool(self, device: torch.device) -> object:
         """Of memory, which all recordings share; None where there is none to share."""
         if device.type == "cuda" and self._pool is None:
@@ -96,23 +104,29 @@ class Recordings:
             self._made.move_to_end(key)
         return self._made.get(key)
 
-    def record(self, key: Hashable, make: Callable[[], Kind]) -> Kind | None:
+    def record(self, key: Hashable, make: Callable[[], Kind], alike: Hashable = None) -> Kind | None:
         """Record something under a key; None: it cannot be, which was told.
 
         Args:
             key: which nothing is recorded under.
             make: records it.
+            alike: equal for keys of which none can be recorded where one cannot; None: the key.
 
         Raises:
             FlowpruneError: it cannot be, and ``insist`` is set.
         """
+        alike = key if alike is None else alike
+        if alike in self._refused:
+            self.decline(self._refused[alike])
+            return None
         try:
             made = make()
         except torch.OutOfMemoryError:
             self.decline("the device has no memory left for a recording: lower limit_mib, or batch less")
             return None
         except RuntimeError as error:
-            self.decline(f"it cannot be recorded ({reason_of(error)})")
+            self._refused[alike] = f"it cannot be recorded ({reason_of(error)})"
+            self.decline(self._refused[alike])
             return None
         self._made[key] = made
         self.settle()

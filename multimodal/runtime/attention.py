@@ -1,5 +1,7 @@
 """Attention is observed, not requested: while a block is open, transformers' attention functions show their inputs.
 
+They may also be run by another (:mod:`multimodal.runtime.windows`), as the backend that the model asks for.
+
 No config and no module is changed, so a copy of a model, a config that two models share, or a user who chooses another
 backend inside the block meet nothing of ours. Functions without an observer for the calling module pass straight on.
 """
@@ -19,8 +21,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 EAGER = "eager_attention_forward"
 
 Observer = Callable[[Tensor, Tensor, Tensor, float, float | None], None]
+Runner = Callable[..., Any]  # of (function, module, query, key, value, …)
 
 _observers: WeakKeyDictionary[nn.Module, Observer] = WeakKeyDictionary()
+_runners: WeakKeyDictionary[nn.Module, Runner] = WeakKeyDictionary()
 _lock = threading.Lock()
 _blocks = 0
 _registry: dict[str, Any] = {}  # what the registry itself held before, by name; None: nothing of its own
@@ -34,19 +38,36 @@ def observed_attention(observers: Mapping[nn.Module, Observer]) -> Iterator[None
     Args:
         observers: by layer module; one may be called several times a forward.
     """
-    if not observers:
+    inside = {inner: observer for layer, observer in observers.items() for inner in layer.modules()}
+    with _held(_observers, inside):
+        yield
+
+
+@contextmanager
+def run_attention(runners: Mapping[nn.Module, Runner]) -> Iterator[None]:
+    """Have the attention function that a module asks for run by another, which is given it and its arguments.
+
+    Args:
+        runners: by attention module.
+    """
+    with _held(_runners, runners):
+        yield
+
+
+@contextmanager
+def _held(kept: WeakKeyDictionary[nn.Module, Any], new: Mapping[nn.Module, Any]) -> Iterator[None]:
+    if not new:
         yield
         return
-    inside = {inner: observer for layer, observer in observers.items() for inner in layer.modules()}
     with _lock:
-        _open(inside)
-        _observers.update(inside)
+        _open(new)
+        kept.update(new)
     try:
         yield
     finally:
         with _lock:
-            for module in inside:
-                _observers.pop(module, None)
+            for module in new:
+                kept.pop(module, None)
             _close()
 
 
@@ -88,6 +109,8 @@ def _observing(function: Callable[..., Any]) -> Callable[..., Any]:
             scaling = kwargs.get("scaling")
             scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
             observer(query, key, value, scaling, kwargs.get("softcap"))
+        if (runner := _runners.get(module)) is not None:
+            return runner(function, module, query, key, value, *args, **kwargs)
         return function(module, query, key, value, *args, **kwargs)
 
     return forward

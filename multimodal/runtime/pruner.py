@@ -78,6 +78,7 @@ class Pruner:
     """
 
     def __init__(self, model: PreTrainedModel, config: PruningConfig, recordings: Recordings | None = None) -> None:
+        self._recordings = recordings
         self.config = config
         self.modules = modules_of(model)
         check_fits(self.modules, config)
@@ -95,7 +96,8 @@ class Pruner:
         tower = tower_pruning(modules, config)
         if tower is not None:
             tower.attach(stack)
-        stack.enter_context(watch_vision(modules, self._requests, config.normalization, self._entry.see_encoded, tower))
+        seeing = config.normalization, self._entry.see_encoded, tower, self._recordings
+        stack.enter_context(watch_vision(modules, self._requests, *seeing))
         handles = [
             *self._entry.attach(),
             text.register_forward_pre_hook(Hook(self._enter_text_model), with_kwargs=True),

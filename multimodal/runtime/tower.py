@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -39,10 +39,12 @@ class TowerPruning:
         modules: of the model.
         rule: which patches leave.
         keep_ratio: share of a view's patches that should be left in the end.
+        known: equal for rules that do the same.
     """
 
-    def __init__(self, modules: Modules, rule: TowerRule, keep_ratio: float) -> None:
+    def __init__(self, modules: Modules, rule: TowerRule, keep_ratio: float, known: Hashable) -> None:
         self._modules, self._rule, self._keep_ratio = modules, rule, keep_ratio
+        self.known = known, keep_ratio
         self._layers = len(modules.geometry.whole_view_layers)
         self._encoding = _Encoding()
 
@@ -118,5 +120,7 @@ class TowerPruning:
 
 def tower_pruning(modules: Modules, config: PruningConfig) -> TowerPruning | None:
     """What prunes inside the tower under a config: down to what its step before the language model keeps."""
-    rule, first = config.method.tower, config.schedule[0]
-    return None if rule is None else TowerPruning(modules, rule, first.keep_ratio if first.layer == 0 else 1.0)
+    method, first = config.method, config.schedule[0]
+    if (rule := method.tower) is None:
+        return None
+    return TowerPruning(modules, rule, first.keep_ratio if first.layer == 0 else 1.0, method.model_dump_json())

@@ -6,24 +6,29 @@ and pixels are let go as soon as the evidence is made of them.
 """
 
 import inspect
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from multimodal.errors import FlowpruneError
-from multimodal.evidence import LayerAttention, TowerViews, VisionEvidence, VisionRequest
+from multimodal.evidence import LayerAttention, VisionEvidence, VisionRequest
 from multimodal.families import Modules
 from multimodal.layout import Layout
+from multimodal.recording.recordings import Recordings
 from multimodal.runtime.attention import observed_attention
+from multimodal.runtime.grids import given_of_grids
 from multimodal.runtime.hooks import Hook, MethodHook
+from multimodal.runtime.seen import Seen, tower_views
 from multimodal.runtime.tower import TowerPruning
+from multimodal.runtime.windows import joined_windows
+
+if TYPE_CHECKING:
+    from multimodal.recording.tower import RecordedTower
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]  # mean, standard deviation
 Modality = Literal["image", "video"]
@@ -43,20 +48,6 @@ class Encoded:
     evidence: Mapping[VisionRequest, Sequence[Tensor]] = field(default_factory=dict)
 
 
-class _Seen(threading.local):
-    """What the encoding under way in this thread has shown."""
-
-    def __init__(self) -> None:
-        self.under_way = False
-        self.pixels: Tensor | None = None
-        self.attention: dict[float, list[LayerAttention]] = {}  # by layer, in the order of the calls
-        self.features: dict[float, list[Tensor]] = {}
-
-    def begin(self) -> None:
-        self.under_way, self.pixels = True, None
-        self.attention, self.features = defaultdict(list), defaultdict(list)
-
-
 @contextmanager
 def watch_vision(
     modules: Modules,
@@ -64,6 +55,7 @@ def watch_vision(
     normalization: Normalization | None,
     on_encoded: OnEncoded,
     tower: TowerPruning | None = None,
+    recordings: Recordings | None = None,
 ) -> Iterator[None]:
     """Watch a model inside the ``with`` block.
 
@@ -74,128 +66,126 @@ def watch_vision(
         on_encoded: called with the modality, the model's output, the layouts of the images or videos and the evidence
             of their views, each time the model encodes some.
         tower: what prunes inside the tower.
+        recordings: where the tower and what it shows are recorded; None: they are not.
     """
-    geometry, seen, requests = modules.geometry, _Seen(), list(requests)
-
-    def see_attention(
-        names: Sequence[float], queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softcap: float | None
-    ) -> None:
-        if seen.under_way:
-            for layer in names:
-                seen.attention[layer].append(LayerAttention(queries, keys, values, scaling))
-
-    def see_features(layer: float, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if seen.under_way:
-            seen.features[layer].append(output[0] if isinstance(output, tuple) else output)
-
-    def see_pixels(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if seen.under_way:
-            seen.pixels = args[0] if args else kwargs["pixel_values"]
-
-    def watching(modality: Modality, encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if seen.under_way:  # some models encode videos as images
-            return encode(*args, **kwargs)
-        seen.begin()
-        try:
-            output = encode(*args, **kwargs)
-            inputs = inspect.signature(encode).bind(*args, **kwargs).arguments
-            inputs |= inputs.pop("kwargs", {})
-            layouts = geometry.layouts(inputs) if modality == "image" else geometry.video_layouts(inputs)
-            with torch.no_grad():
-                scores = [] if tower is None else tower.scores()
-                views = _views(modules, layouts, seen, requests, normalization, scores)
-                evidence = [VisionEvidence.of(each, requests) for each in views]
-        finally:
-            seen.__init__()  # type: ignore[misc]
-        on_encoded(modality, output, layouts, evidence)
-        return output
-
-    named: dict[nn.Module, list[float]] = defaultdict(list)  # a layer may go by several names
-    for layer in sorted({layer for request in requests for layer in request.attention_layers}):
-        named[modules.vision_layer(layer)].append(layer)
-    observers = {module: partial(see_attention, names) for module, names in named.items()}
-    encoders: dict[str, Modality] = {"get_image_features": "image", "get_video_features": "video"}
+    watch = _Watch(modules, requests, normalization, on_encoded, tower, recordings)
     with ExitStack() as stack:
-        for layer in {layer for request in requests for layer in request.feature_layers}:
-            hook = Hook(partial(see_features, layer))
-            stack.callback(modules.vision_layer(layer).register_forward_hook(hook).remove)
-        stack.callback(modules.vision_tower.register_forward_pre_hook(Hook(see_pixels), with_kwargs=True).remove)
-        for name, modality in encoders.items():
-            if hasattr(modules.base, name):
-                stack.callback(MethodHook(modules.base, name, partial(watching, modality)).remove)
-        stack.enter_context(observed_attention(observers))
+        watch.attach(stack)
         yield
 
 
-def _views(
-    modules: Modules,
-    layouts: Sequence[Layout],
-    seen: _Seen,
-    requests: Sequence[VisionRequest],
-    normalization: Normalization | None,
-    scores: Sequence[Tensor],
-) -> list[TowerViews]:
-    """What was seen, views of one size together."""
-    sizes = [patches for layout in layouts for patches in layout.views]
-    attention = {layer: _by_view(calls, sizes) for layer, calls in seen.attention.items()}
-    features = {layer: _split(calls, sizes) for layer, calls in seen.features.items()}
-    by_rule = _split(scores, sizes) if scores else None
-    pixels: Sequence[Tensor] | None = None
-    if normalization is not None and any(request.reads_pixels for request in requests):
-        assert seen.pixels is not None
-        patches = modules.geometry.patch_pixels(seen.pixels, layouts)
-        pixels = unnormalized(patches, *normalization).split(sizes)
-    wanted = {layer for request in requests for layer in (*request.attention_layers, *request.feature_layers)}
-    if missing := wanted - attention.keys() - features.keys():
-        raise FlowpruneError(
-            f"The vision tower's layer {min(missing)} ran an attention that was not there when the block was opened: "
-            "choose the attention implementation before prune()."
-        )
-    members = defaultdict(list)
-    for view, size in enumerate(sizes):
-        members[size].append(view)
-    groups = []
-    for size, views in members.items():
-        own = {layer: _attention_of(calls, views) for layer, calls in attention.items()}
-        shown = {layer: torch.stack([calls[view] for view in views]) for layer, calls in features.items()}
-        tokens = next((each.keys.shape[-2] for each in own.values()), None)
-        tokens = next((each.shape[1] for each in shown.values()), size) if tokens is None else tokens
-        levels = None if pixels is None else torch.stack([pixels[view] for view in views])
-        score = None if by_rule is None else torch.stack([by_rule[view] for view in views]).squeeze(-1)
-        tokens = tokens if score is None else score.shape[1]
-        groups.append(TowerViews(tuple(views), own, shown, levels, score, class_tokens=tokens - size))
-    return groups
+class _Watch:
+    """See :func:`watch_vision`."""
 
+    def __init__(
+        self,
+        modules: Modules,
+        requests: Iterable[VisionRequest],
+        normalization: Normalization | None,
+        on_encoded: OnEncoded,
+        tower: TowerPruning | None,
+        recordings: Recordings | None,
+    ) -> None:
+        self._modules, self._requests, self._normalization = modules, tuple(requests), normalization
+        self._on_encoded, self._tower = on_encoded, tower
+        self._seen = Seen()
+        known = self._requests, normalization, None if tower is None else tower.known
+        self._recorded = None if recordings is None else recordings.tower(modules, known)
 
-def _by_view(calls: Sequence[LayerAttention], sizes: Sequence[int]) -> LayerAttention | list[LayerAttention]:
-    """What a layer compared in each view; one stacked observation if it saw all views, of one size, in one call.
+    def attach(self, stack: ExitStack) -> None:
+        """Put the hooks on; the stack takes them off."""
+        modules, requests = self._modules, self._requests
+        for layer in {layer for request in requests for layer in request.feature_layers}:
+            hook = Hook(partial(self._see_features, layer))
+            stack.callback(modules.vision_layer(layer).register_forward_hook(hook).remove)
+        hook = Hook(self._enter_tower)
+        stack.callback(modules.vision_tower.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        encoders: dict[str, Modality] = {"get_image_features": "image", "get_video_features": "video"}
+        for name, modality in encoders.items():
+            if hasattr(modules.base, name):
+                stack.callback(MethodHook(modules.base, name, partial(self._encode, modality)).remove)
+        if self._recorded is not None:
+            stack.callback(MethodHook(modules.vision_tower, "forward", partial(self._run, self._recorded)).remove)
+        stack.enter_context(joined_windows(modules.vision_tower))
+        named: dict[nn.Module, list[float]] = defaultdict(list)  # a layer may go by several names
+        for layer in sorted({layer for request in requests for layer in request.attention_layers}):
+            named[modules.vision_layer(layer)].append(layer)
+        observers = {module: partial(self._see_attention, names) for module, names in named.items()}
+        stack.enter_context(observed_attention(observers))
 
-    Towers call their attention with all views as a batch, with one view at a time, or (flash attention) with all of
-    them in one packed sequence.
-    """
-    if len(calls) == 1 and len(calls[0].queries) == len(sizes):
-        return calls[0]
-    parts = [_split([getattr(call, name) for call in calls], sizes) for name in ("queries", "keys", "values")]
-    return [LayerAttention(q, k, v, calls[0].scaling) for q, k, v in zip(*parts, strict=True)]
+    def _encode(self, modality: Modality, encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        seen, geometry = self._seen, self._modules.geometry
+        if seen.under_way:  # some models encode videos as images
+            return encode(*args, **kwargs)
+        inputs = inspect.signature(encode).bind(*args, **kwargs).arguments
+        inputs |= inputs.pop("kwargs", {})
+        # sizes that lie on the device are waited for, so before the tower is under way
+        layouts = geometry.layouts(inputs) if modality == "image" else geometry.video_layouts(inputs)
+        seen.begin(layouts)
+        try:
+            output = encode(*args, **kwargs)
+            evidence = self._evidence() if seen.evidence is None else seen.evidence
+        finally:
+            self._forget()
+            seen.end()
+        self._on_encoded(modality, output, layouts, evidence)
+        return output
 
+    def _enter_tower(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self._seen.under_way:
+            return None
+        self._seen.pixels = args[0] if args else kwargs["pixel_values"]
+        return None if self._recorded is not None else (args, self._given(kwargs))
 
-def _split(calls: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-    """Tensors ``[views, …, tokens, C]`` of each call as one ``[…, tokens, C]`` a view."""
-    views = [view for call in calls for view in (call if call.ndim > 2 else call.unsqueeze(0))]
-    return views if len(views) == len(sizes) else list(torch.cat(views, dim=-2).split(list(sizes), dim=-2))
+    def _run(self, recorded: "RecordedTower", run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        seen = self._seen
+        if seen.layouts is None:
+            return run(*args, **kwargs)
+        pixels = seen.pixels
+        if (found := recorded.encoded(partial(self._shown, run), seen.layouts, args, kwargs)) is not None:
+            output, seen.evidence = found
+            return output
+        self._forget()  # what an attempt to record has shown
+        seen.pixels = pixels
+        return run(*args, **self._given(kwargs))
 
+    def _shown(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, list[VisionEvidence]]:
+        """The tower's output, and the evidence of what it has shown."""
+        self._forget()
+        self._seen.pixels = args[0] if args else kwargs["pixel_values"]
+        return run(*args, **self._given(kwargs)), self._evidence()
 
-def _attention_of(seen: LayerAttention | list[LayerAttention], views: Sequence[int]) -> LayerAttention:
-    if isinstance(seen, LayerAttention):
-        return seen  # all views are of one size
-    chosen = [seen[view] for view in views]
-    queries, keys, values = (
-        torch.stack([getattr(each, name) for each in chosen]) for name in ("queries", "keys", "values")
-    )
-    return LayerAttention(queries, keys, values, chosen[0].scaling)
+    def _given(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The tower's arguments, with those that follow from what is encoded."""
+        seen, modules = self._seen, self._modules
+        assert seen.layouts is not None and seen.pixels is not None
+        grids = modules.geometry.tower_grids(seen.layouts)
+        return given_of_grids(modules.vision_tower, grids, seen.pixels.device) | kwargs
 
+    def _evidence(self) -> list[VisionEvidence]:
+        with torch.no_grad():
+            scores = [] if self._tower is None else self._tower.scores()
+            views = tower_views(self._modules, self._seen, self._requests, self._normalization, scores)
+            return [VisionEvidence.of(each, self._requests) for each in views]
 
-def unnormalized(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """8-bit levels, as float32 ``[..., pixels, 3]``, of normalized pixels ``[..., 3, pixels]`` of range 0–1 before."""
-    levels = torch.tensor([mean, std], dtype=torch.float32, device=pixels.device).mul(255).unsqueeze(-1)
-    return torch.addcmul(levels[0], pixels.float(), levels[1]).round().clamp(0, 255).transpose(-1, -2)
+    def _forget(self) -> None:
+        self._seen.forget()
+        if self._tower is not None:
+            self._tower.scores()
+
+    def _see_attention(
+        self,
+        names: Sequence[float],
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scaling: float,
+        softcap: float | None,
+    ) -> None:
+        if self._seen.under_way:
+            for layer in names:
+                self._seen.attention[layer].append(LayerAttention(queries, keys, values, scaling))
+
+    def _see_features(self, layer: float, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._seen.under_way:
+            self._seen.features[layer].append(output[0] if isinstance(output, tuple) else output)

@@ -1,9 +1,10 @@
 """conf/search: how it is searched."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from multimodal import FlowpruneError
 from multimodal.options import Positions, Sinks
 from pipelines.settings.group import Group
 
@@ -26,4 +27,11 @@ class SearchSettings(Group):
     startup: int = Field(ge=1)
     early_stopping: bool
     objective: Literal["discrepancy", "kl"]
-    batch_size: int = Field(ge=1)
+    batch_size: int | Literal["auto"]
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _some_samples(cls, value: Any) -> Any:
+        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise FlowpruneError(f"search.batch_size is {value!r}: give a number of samples, or auto.")
+        return value

@@ -29,6 +29,7 @@ from multimodal.evidence import (
     VisualEmbeddings,
     joined,
     stacked,
+    token_evidence,
 )
 from multimodal.families import modules_of
 from multimodal.methods import Method, VisualTokens
@@ -689,3 +690,36 @@ def test_two_methods_of_one_name_are_refused() -> None:
             name: Literal["fastv"] = "fastv"
 
     assert Method.registry["fastv"].__name__ == "FastV"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_images_of_one_layout_go_through_the_packing_code_together(name, monkeypatch):
+    """Side by side as channels, each as it would alone; one call a layout."""
+    geometry = modules_of(tiny(name)).geometry
+    inputs = sample(tiny(name), images=1, size=1)
+    layout = geometry.layouts(inputs)[0]  # of one tile, in some families
+    generator = torch.Generator().manual_seed(0)
+    requests = [PatchEntropy(), VisionKeys(-1)]
+    images = [
+        [
+            VisionEvidence(
+                (view,),
+                {
+                    PatchEntropy(): {"answer": torch.rand(1, patches, generator=generator)},
+                    VisionKeys(-1): {"answer": torch.rand(1, patches, 3, generator=generator)},
+                },
+            )
+            for view, patches in enumerate(layout.views)
+        ]
+        for _ in range(3)
+    ]
+    together = [each.shifted(len(layout.views) * number) for number, own in enumerate(images) for each in own]
+    calls, pack = [], geometry.pack
+    monkeypatch.setattr(geometry, "pack", lambda views, layouts: calls.append(len(layouts)) or pack(views, layouts))
+    found = token_evidence(geometry, requests, [layout] * 3, together)
+    assert calls == [1, 1]
+    for number, own in enumerate(images):
+        alone = token_evidence(geometry, requests, [layout], own)
+        for request in requests:
+            torch.testing.assert_close(found[request][number], alone[request][0], atol=0, rtol=0, equal_nan=True)
+            assert found[request][number].shape[0] == layout.visual_tokens

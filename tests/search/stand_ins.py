@@ -49,6 +49,7 @@ class StandIn:
 
     def __init__(self, samples: int = 12, during: Callable[[int], None] = lambda number: None, spread: float = 0.001):
         self.samples, self.during, self.spread = samples, during, spread
+        self.order = list(range(samples))
         self.evaluations = 0
 
     def shares(self, config: PruningConfig) -> dict[str, float]:

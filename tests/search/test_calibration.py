@@ -16,11 +16,12 @@ from multimodal.evidence import (
     VisionFeatures,
     VisionKeys,
     VisionRequest,
+    token_evidence,
 )
 from multimodal.families import modules_of
 from multimodal.testing.oracles import MEAN, STD, tiny
-from multimodal.testing.tiny_models import FAMILIES, sample
-from search.calibration import OPTIONAL_TENSORS, TENSORS, CalibrationSample, observe_sample
+from multimodal.testing.tiny_models import FAMILIES, batch, sample
+from search.calibration import OPTIONAL_TENSORS, TENSORS, CalibrationSample, observe_sample, observe_samples
 
 ALL = (
     ContextRelevance(-1, 0.5),
@@ -109,3 +110,39 @@ def test_observing_leaves_the_model_as_it_was():
     assert hooks == [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
     assert attention == model.model.vision_tower.config._attn_implementation
     assert torch.equal(before, model(**inputs).logits)
+
+
+def alike(one: torch.Tensor | None, other: torch.Tensor | None) -> None:
+    assert (one is None) == (other is None)
+    if one is not None:
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_samples_observed_at_once_are_those_observed_one_by_one(name):
+    """Images of several sizes, prompts of several lengths, one with two images, one with a video."""
+    model = tiny(name)
+    modules, own = modules_of(model), FAMILIES[name]
+    requests = (ContextRelevance(-2, 0.05, 50), PatchEntropy(), VisionKeys(-1))
+    media = [(1, 0), (2, 0), (1, 0), (1, 1) if own.video and own.mixes_media else (1, 0)]
+    inputs = [
+        sample(model, images=images, videos=videos, text=4 + 3 * (seed % 3), seed=seed, size=seed)
+        for seed, (images, videos) in enumerate(media)
+    ]
+    found = observe_samples(modules, batch(inputs), requests, (MEAN, STD))
+    for together, single in zip(found, inputs, strict=True):
+        alone = observe_sample(modules, single, requests, (MEAN, STD))
+        assert list(together.layouts) == list(alone.layouts)
+        for field in ("owner", "position_ids"):
+            assert torch.equal(getattr(together, field), getattr(alone, field))
+        for field in ("embeds", "reference", "deepstack"):
+            alike(getattr(together, field), getattr(alone, field))
+        if alone.blocks is not None:  # numbers only tell blocks apart
+            same = [each.blocks[:, None] == each.blocks[None] for each in (together, alone)]
+            assert torch.equal(*same) and torch.equal(together.blocks < 0, alone.blocks < 0)
+        answers = [
+            token_evidence(modules.geometry, requests, alone.layouts, each.evidence) for each in (together, alone)
+        ]
+        for request in requests:
+            for one, other in zip(*(each[request] for each in answers), strict=True):
+                torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4, equal_nan=True)

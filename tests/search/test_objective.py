@@ -4,7 +4,9 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 
+import search.batches
 from multimodal import FlowpruneError, PruningConfig, prune
 from multimodal.evidence import ContextRelevance, PatchEntropy
 from multimodal.families import modules_of
@@ -157,6 +159,53 @@ def test_samples_are_told_as_they_come_and_stopping_leaves_the_model_as_it_was()
     with pytest.raises(RuntimeError, match="enough"):
         of.evaluate(chosen, stop)
     assert of.evaluate(chosen) == whole
+
+
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen3_vl", "gemma3"])
+def test_a_batch_that_the_device_has_no_room_for_is_halved_once_and_nothing_is_lost(name):
+    chosen = CONFIGS["compact" if name == "gemma3" else "original"]
+    alone = objective(name, batch_size=1)
+    expected = dict(zip(alone.order, alone.evaluate(chosen), strict=True))
+    of = objective(name, batch_size=5)
+    order, tried = list(of.order), []
+
+    def no_room(_module, args) -> None:
+        tried.append(len(args[0]))
+        if tried[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with hooked([of.modules.text_layers[1].register_forward_pre_hook(no_room)]):
+        first, second = of.evaluate(chosen), of.evaluate(chosen)
+    assert tried == [5, 2, 3, 1, 2, 2, 1, 2]
+    assert of.order == order == [number for batch in of.batches for number in batch.numbers]
+    np.testing.assert_allclose(first, [expected[number] for number in order], atol=2e-6)
+    assert second == first
+
+
+def test_one_sample_without_room_is_one_sentence():
+    def no_room(*_) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    of = objective(batch_size=2)
+    with (
+        hooked([of.modules.text_layers[0].register_forward_pre_hook(no_room)]),
+        pytest.raises(FlowpruneError, match=r"one calibration sample of \d+ tokens does not fit .* smaller dtype"),
+    ):
+        of.evaluate(CONFIGS["compact"])
+
+
+def test_evidence_that_the_trial_before_asked_for_is_not_made_again(monkeypatch):
+    made, own = [], search.batches.token_evidence
+
+    def noting(geometry, requests, layouts, evidence):
+        made.extend(type(request).__name__ for request in requests)
+        return own(geometry, requests, layouts, evidence)
+
+    of, configs = objective(batch_size=5), [config(query_threshold=threshold) for threshold in (5.0, 5.0, 9.0, 5.0)]
+    afresh = [objective(batch_size=5).evaluate(chosen) for chosen in configs]
+    monkeypatch.setattr(search.batches, "token_evidence", noting)
+    assert [of.evaluate(chosen) for chosen in configs] == afresh
+    assert made == ["ContextRelevance", "PatchEntropy", "ContextRelevance", "ContextRelevance"]
 
 
 @pytest.mark.parametrize("name", ["llava_clip", "llava_onevision", "gemma3"])

@@ -291,6 +291,40 @@ def test_a_trial_that_is_worse_on_most_samples_but_better_on_average_goes_on(tmp
     assert best_trial(study).number == 1
 
 
+def test_trials_are_compared_sample_by_sample_whatever_the_order_of_each_worker(tmp_path):
+    """A worker whose batches come in another order finds a trial that is better on every sample, then a worse one."""
+
+    class Reordered(StandIn):
+        def evaluate(self, config, after_batch):
+            self.evaluations += 1
+            self.order = [5 * place % self.samples for place in range(self.samples)]
+            more = (0, -0.001, 0.002)[self.evaluations]
+            found = [0.01 * (1 + sample % 3) + more for sample in self.order]
+            for seen in range(6, self.samples + 1, 6):
+                after_batch(found[:seen])
+            return found
+
+    study = make_study(tmp_path)
+    for _ in range(3):
+        study.enqueue_trial({"entropy_weight": 0.3})
+    work(study, 1, StandIn(samples=24, spread=0))
+    work(study, 3, Reordered(samples=24))
+    first, better, worse = study.get_trials()
+    assert not stopped_early(better) and stopped_early(worse) and worse.user_attrs["samples"] == 6
+    for trial, more in ((first, 0), (better, -0.001), (worse, 0.002)):
+        assert all(value == pytest.approx(0.01 * (1 + n % 3) + more) for n, value in trial.intermediate_values.items())
+    assert set(better.intermediate_values) == set(first.intermediate_values) == set(range(24))
+
+
+def test_the_last_batch_is_reported_of_a_new_best_trial_alone(tmp_path):
+    """Nothing asks for it of the others, and each sample is a transaction."""
+    study, objective = make_study(tmp_path), StandIn(samples=4)
+    for weight in (0.3, -1.0, 0.3):
+        study.enqueue_trial({"entropy_weight": weight})
+    work(study, 3, objective)
+    assert [len(trial.intermediate_values) for trial in study.get_trials()] == [4, 0, 4]
+
+
 @pytest.mark.parametrize("sampler", ["gp", "tpe", "random"])
 def test_a_trial_costs_one_read_of_all_trials_whatever_the_sampler(sampler, tmp_path, monkeypatch):
     study, reads = make_study(tmp_path, sampler=sampler, startup=3, early_stopping=False), []
