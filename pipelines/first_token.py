@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from multimodal import PruningConfig, prune
-from search.stopwatch import Stopwatch
+from multimodal.benchmark.stopwatch import Stopwatch
 
 Inputs = Mapping[str, Tensor]
 

@@ -6,6 +6,7 @@ import optuna
 import torch
 
 from multimodal import FlowpruneError
+from multimodal.benchmark.device import device_name
 from multimodal.costs import Workload
 from pipelines.calibration import Calibration
 from pipelines.console import console
@@ -14,7 +15,7 @@ from pipelines.settings import BudgetSettings
 from pipelines.space import make_space, method_choices
 from pipelines.workspace import Workspace
 from search.digest import digest
-from search.latency import Latency, device_name, measure_latency
+from search.latency import Latency, measure_latency
 
 PROBES = BudgetSettings(name="probes", retention=[0.3, 0.5, 0.7])  # what pruned prefills are timed at
 PROBED = 6

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from multimodal import FlowpruneError, load_model
+from multimodal.benchmark.models import random_model
 from multimodal.config import TunedModel
-from multimodal.families import Modules, check_supported, modules_of
-from multimodal.loading import check_attention, chosen_device
+from multimodal.families import Modules, modules_of
 from multimodal.runtime.watch import Normalization
 from pipelines.settings import ModelSettings
 from search.digest import digest
@@ -118,14 +118,7 @@ def build_random(settings: ModelSettings) -> PreTrainedModel:
     Raises:
         FlowpruneError: no architecture is named, or it is not supported.
     """
-    architecture = dict(settings.architecture or {})
-    model_type = architecture.pop("model_type", None)
-    if model_type is None:
+    if settings.architecture is None or "model_type" not in settings.architecture:
         raise FlowpruneError(f"model {settings.name} names no architecture: set model.architecture.model_type.")
-    check_supported(model_type)
-    check_attention(settings.attention)
     dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    config = AutoConfig.for_model(model_type, **architecture)
-    with chosen_device(settings.device):
-        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=settings.attention)
-    return model.eval()
+    return random_model(settings.architecture, settings.device, dtype, settings.attention)

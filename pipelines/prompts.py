@@ -1,7 +1,7 @@
 """From samples to a model's inputs, and from its outputs to answers."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,12 +9,11 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from multimodal import FlowpruneError
+from multimodal.benchmark.inputs import layouts_by_kind
 from multimodal.errors import reason_of
 from multimodal.families import Geometry
 from multimodal.layout import Layout
 from multimodal.prompts import chat_template, frames_metadata, tokenized
-from multimodal.runtime.calls import PIXELS
-from multimodal.runtime.watch import Modality
 from pipelines.data import Sample
 from pipelines.data.sample import Medium
 from pipelines.data.videos import Video
@@ -83,11 +82,7 @@ def _content(part: str | Medium) -> dict[str, str]:
 
 def shown_layouts(geometry: Geometry, inputs: Mapping[str, Any]) -> list[Layout]:
     """The layouts of all pictures, then all videos, of a processor's output."""
-    read: dict[Modality, Callable[[Mapping[str, Any]], list[Layout]]] = {
-        "image": geometry.layouts,
-        "video": geometry.video_layouts,
-    }
-    return [layout for modality, pixels in PIXELS.items() if pixels in inputs for layout in read[modality](inputs)]
+    return [layout for layouts in layouts_by_kind(geometry, inputs).values() for layout in layouts]
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from multimodal.benchmark.variants import PRUNED, RECORDED
 from pipelines.baselines import TUNED, UNPRUNED
 from pipelines.comparison.rows import Row
 
@@ -22,13 +23,14 @@ def validated(report: Mapping[str, Any]) -> dict[str, float]:
 
 
 def benchmarked(report: Mapping[str, Any]) -> dict[str, float]:
-    """Of ``benchmark.json``: ratios, which do not depend on the machine as seconds do."""
-    found = {
-        f"{part.replace(' ', '_')}_speed_up": report[f"unpruned {part}"] / report[f"pruned {part}"]
-        for part in ("prefill", "decoding step")
-    }
-    trial = report["trial"]
-    return found | {"trial_speed_up": trial["released way"] / trial["ours"]}
+    """Of ``benchmark.json``: ratios of its first batch, which do not depend on the machine as seconds do."""
+    rows = {row["variant"]: row for row in report["cases"][0]["rows"]}
+    found: dict[str, float | None] = {"trial_speed_up": report["trial"]["released"] / report["trial"]["ours"]}
+    for prefix, variant in {"": PRUNED, "recorded_": RECORDED}.items():
+        for figure in ("first_token", "decoding"):
+            before, after = rows[UNPRUNED][figure], rows[variant][figure]
+            found[f"{prefix}{figure}_speed_up"] = before / after if before and after else None
+    return _known(found)
 
 
 def compared(row: Row, unpruned: Row) -> dict[str, float]:

@@ -142,6 +142,11 @@ class Workspace:
         return self.folder / "benchmark.json"
 
     @property
+    def break_even(self) -> Path:
+        """The picture of where pruning pays."""
+        return self.folder / "break_even.png"
+
+    @property
     def answered(self) -> Path:
         """The picture that generate draws."""
         return self.folder / "generate.png"

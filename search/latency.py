@@ -5,10 +5,8 @@ layers' shares of unpruned prefills of as many tokens, plus what pruning itself 
 the model is fitted once, and the same model counts for every trial and worker of a study.
 """
 
-import platform
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -16,12 +14,13 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from multimodal import PruningConfig, PruningStep, prune
+from multimodal.benchmark.device import device_name
+from multimodal.benchmark.stopwatch import Stopwatch
 from multimodal.costs import Workload
 from multimodal.families import Modules
 from search.budget import LEAST
 from search.calibration import CalibrationSample
 from search.objective import Objective
-from search.stopwatch import Stopwatch
 
 LENGTHS, PROMPTS, REPEATS = 12, 4, 7
 
@@ -49,16 +48,6 @@ class Latency(BaseModel):
         """Milliseconds of the language model's prefill of one prompt, mean over a workload's."""
         by_layer = np.interp(workload.tokens_by_layer(schedule), self.tokens, self.milliseconds) / workload.layers
         return float(by_layer.sum(0) @ workload.numbers / workload.numbers.sum()) + self.pruning
-
-
-def device_name(device: torch.device) -> str:
-    """What a latency depends on beside the model: the GPU, or the CPU and how many threads use it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text(encoding="utf-8").splitlines() if facts.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()} with OMP_NUM_THREADS={torch.get_num_threads()}"
 
 
 @torch.inference_mode()

@@ -22,6 +22,7 @@ BROUGHT = {
     "huggingface_hub": "transformers",
     "tokenizers": "transformers",
     "tqdm": "transformers",
+    "yaml": "transformers",
     "omegaconf": "hydra-core",
     "sqlalchemy": "mlflow",
 }

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from multimodal import PruningConfig
+from multimodal.benchmark.device import device_name
 from pipelines.comparison.contenders import Variant
 from pipelines.comparison.measurement import Identity
 from pipelines.data import Sample, data_digest
@@ -17,7 +18,6 @@ from pipelines.model import OpenedModel
 from pipelines.prompts import build_inputs
 from pipelines.workspace import Workspace
 from search.digest import digest
-from search.latency import device_name
 
 
 @dataclass(frozen=True)

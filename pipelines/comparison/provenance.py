@@ -7,11 +7,11 @@ from importlib.metadata import version
 
 import torch
 
+from multimodal.benchmark.device import device_name
 from pipelines.comparison.contenders import methods_of
 from pipelines.comparison.rows import Comparison
 from pipelines.model import open_model
 from pipelines.settings import Settings
-from search.latency import device_name
 
 PACKAGES = ("flowprune", "torch", "transformers", "optuna")
 

@@ -1,8 +1,8 @@
 """The groups of conf/config.yaml that one stage reads."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from pipelines.settings.group import Group, PathText
 
@@ -48,7 +48,18 @@ class BenchmarkSettings(Group):
     config: PathText | None
     repeats: int = Field(ge=1)
     samples: int = Field(ge=1)
-    text_tokens: int = Field(ge=1)
+    batches: list[PositiveInt] = Field(min_length=1)
+    text_tokens: int = Field(ge=2)
+    new_tokens: int = Field(ge=1)
+    minutes: float | None = Field(gt=0)
+    sweep: bool
+    sizes: list[str] = Field(min_length=1)
+    retentions: list[Annotated[float, Field(gt=0, le=1)]] = Field(min_length=1)
+
+    @field_validator("sizes", mode="before")
+    @classmethod
+    def _as_typed(cls, value: Any) -> Any:
+        return [str(each) for each in value] if isinstance(value, list) else value
 
 
 class CompareSettings(Group):

@@ -11,6 +11,7 @@ from rich.table import Table
 from transformers import BatchFeature
 
 from multimodal import PruningConfig, prune
+from multimodal.benchmark.stopwatch import Stopwatch
 from pipelines.console import console
 from pipelines.data import Sample
 from pipelines.data.asking import as_asked
@@ -22,7 +23,6 @@ from pipelines.model import OpenedModel
 from pipelines.prompts import build_inputs, greedy_answers, shown_layouts
 from pipelines.settings import DataSettings
 from pipelines.workspace import Workspace
-from search.stopwatch import Stopwatch
 
 REPEATS = 5
 

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from multimodal import PruningConfig, prune
+from multimodal.benchmark.stopwatch import Stopwatch
 from pipelines.baselines import TUNED, UNPRUNED, UNRESTRICTED, contenders
 from pipelines.calibration import observed
 from pipelines.comparison.statistics import by_kind
@@ -28,7 +29,6 @@ from pipelines.space import make_space
 from pipelines.tracking import keep_with_study, log_with_study, samples_of
 from pipelines.workspace import Workspace
 from search.objective import Objective
-from search.stopwatch import Stopwatch
 
 TIMED_BATCHES, TIMING_REPEATS = 4, 5
 

@@ -58,6 +58,7 @@ def test_the_main_job_on_images_of_any_size(flowprune, checkpoint: Path, photogr
         "budget.retention=0.4",
         "maps.samples=3",
         "benchmark.repeats=1",
+        "benchmark.batches=[1]",
         "stages=[calibrate,search,validate,export,maps,benchmark]",
     )
     assert code == 0, printed

@@ -5,14 +5,15 @@ from functools import cache
 import pytest
 
 import search.latency
+from multimodal.benchmark.device import device_name
+from multimodal.benchmark.stopwatch import Stopwatch
 from multimodal.evidence import ContextRelevance, PatchEntropy
 from multimodal.families import modules_of
 from multimodal.testing.oracles import MEAN, STD, config, tiny
 from multimodal.testing.tiny_models import sample
 from search.calibration import CalibrationSample, observe_sample
-from search.latency import Latency, device_name, measure_latency
+from search.latency import Latency, measure_latency
 from search.objective import Objective
-from search.stopwatch import Stopwatch
 
 NAME = "llava_clip"
 

@@ -21,7 +21,15 @@ class Stopwatch:
 
     def time(self, name: str, function: Callable[[], object]) -> None:
         """Run a function and note how long it took."""
-        self._seconds[name].append(self._run(function))
+        self.note(name, self._run(function))
+
+    def note(self, name: str, seconds: float) -> None:
+        """Note how long something took that was timed otherwise."""
+        self._seconds[name].append(seconds)
+
+    def seconds(self, name: str) -> list[float]:
+        """Those of each time that counts."""
+        return self._seconds[name][1:]
 
     def medians(self) -> dict[str, float]:
         """Median seconds by name."""
