@@ -236,14 +236,18 @@ class Prefill(Reading):
         return self.prompt.blocks.to(segment.index.device).gather(1, segment.gatherable)
 
     def enter_layer(self, layer: int, hidden: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        if 0 < layer <= len(self._levels):
-            hidden = hidden + self._levels[layer - 1].to(hidden.device, hidden.dtype)
         if layer in self._steps and layer not in self.segments:
             [hidden] = self._step(layer, [hidden])
         hidden, changed = super().enter_layer(layer, hidden, inputs)
         if (rotary := inputs.get("position_embeddings")) is not None:
             changed["position_embeddings"] = self.rotary(layer, rotary)
         return hidden, changed
+
+    def added(self, layer: int, hidden: Tensor) -> Tensor:
+        """Hidden states that reach a layer, with what is added to them behind the one before."""
+        if not 0 < layer <= len(self._levels):
+            return hidden
+        return hidden + self._levels[layer - 1].to(hidden.device, hidden.dtype)
 
     def rotary(self, layer: int, rotary: Sequence[Tensor]) -> Sequence[Tensor]:
         """The rotary angles of the tokens that a layer sees, of those that the first one did."""

@@ -258,10 +258,13 @@ class Pruner:
         forward = self._forward
         if (reading := forward.reading) is None:
             return None
-        if isinstance(reading, Prefill) and reading.looks_ahead(number):
-            rotary = reading.rotary(number, kwargs["position_embeddings"])
-            reading.see_next(number, look_ahead(forward, layer, args[0], rotary))
-        hidden, changed = reading.enter_layer(number, args[0], kwargs)
+        hidden = args[0]
+        if isinstance(reading, Prefill):
+            hidden = reading.added(number, hidden)
+            if reading.looks_ahead(number):
+                rotary = reading.rotary(number, kwargs["position_embeddings"])
+                reading.see_next(number, look_ahead(forward, layer, hidden, rotary))
+        hidden, changed = reading.enter_layer(number, hidden, kwargs)
         return (hidden, *args[1:]), kwargs | changed
 
     def _see_attention(self, layer: int, *seen: Any) -> None:
