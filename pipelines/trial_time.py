@@ -13,6 +13,7 @@ from multimodal.benchmark.stopwatch import Stopwatch
 from multimodal.families import Modules
 from pipelines.measured import Measured
 from search.objective import Objective
+from search.room import BatchSize
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class TrialTime:
 
 
 @torch.inference_mode()
-def measure_trial(measured: Measured, batch_size: int, seed: int, repeats: int) -> TrialTime:
+def measure_trial(measured: Measured, batch_size: BatchSize, seed: int, repeats: int) -> TrialTime:
     """Time both ways in turn: medians.
 
     Args:
