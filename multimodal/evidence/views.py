@@ -148,7 +148,8 @@ def _packed(
         members.setdefault(layout, []).append(number)
     found: dict[int, Tensor] = {}
     for layout, numbers in members.items():  # images of one layout go through together, as channels side by side
-        side_by_side = [torch.cat(each, -1) for each in zip(*(own_views[number] for number in numbers), strict=True)]
+        by_view = zip(*(own_views[number] for number in numbers), strict=True)
+        side_by_side = [each[0] if len(each) == 1 else torch.cat(each, -1) for each in by_view]
         [packed] = geometry.pack(side_by_side, [layout])
         found |= zip(numbers, packed.chunk(len(numbers), -1), strict=True)
     tokens = [found[number] for number in range(len(layouts))]

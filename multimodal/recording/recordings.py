@@ -115,9 +115,9 @@ class Recordings:
         Raises:
             FlowpruneError: it cannot be, and ``insist`` is set.
         """
-        alike = key if alike is None else alike
-        if alike in self._refused:
-            self.decline(self._refused[alike])
+        alike, large = key if alike is None else alike, (key, self.limit_mib)
+        if (reason := self._refused.get(alike) or self._refused.get(large)) is not None:
+            self.decline(reason)
             return None
         try:
             made = make()
@@ -131,9 +131,9 @@ class Recordings:
         self._made[key] = made
         self.settle()
         if key not in self._made:
-            self.decline(
-                f"one recording takes {-(-made.bytes // MIB)} MiB, more than limit_mib={self.limit_mib}: raise it"
-            )
+            size = f"{-(-made.bytes // MIB)} MiB, more than limit_mib={self.limit_mib}"
+            self._refused[large] = f"one recording takes {size}: raise it"
+            self.decline(self._refused[large])
             return None
         return cast(Kind, made)
 

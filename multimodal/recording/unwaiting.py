@@ -24,6 +24,7 @@ WAITS = frozenset(
     }
 )
 CHOOSE = frozenset({"index", "index_put", "index_put_"})  # which count what a mask chooses
+COPIES = frozenset({"_to_copy", "copy", "copy_"})
 
 
 class _Unwaiting(TorchDispatchMode):
@@ -40,9 +41,9 @@ class _Unwaiting(TorchDispatchMode):
         if name == "lift_fresh" and any(tensor.ndim for tensor in here):
             raise RuntimeError(f"{name} copies numbers of the host to the device")
         output = function(*args, **(kwargs or {}))
-        made = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-        elsewhere = [tensor for tensor in (*given, *made) if tensor.device != self._device and tensor.ndim]
-        if elsewhere and (here or any(tensor.device == self._device for tensor in made)):
+        both = [*given, output] if name in COPIES else given
+        elsewhere = [tensor for tensor in both if tensor.device != self._device and tensor.ndim]
+        if elsewhere and len(elsewhere) < len(both):
             raise RuntimeError(f"{name} copies between {elsewhere[0].device.type} and {self._device.type}")
         return output
 

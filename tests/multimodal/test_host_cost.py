@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
 from multimodal import PruningConfig, Recordings, prune
-from multimodal.recording import prompts, tokens
+from multimodal.recording import prompts, tokens, tower
 from multimodal.recording.recorded import Recorded
 from multimodal.testing.tiny_models import CACHE
 
@@ -139,9 +139,9 @@ class Graph(Recorded):
 
 
 def test_recordings_leave_the_host_next_to_nothing(monkeypatch: pytest.MonkeyPatch, stock: tuple) -> None:
-    """Of the language model's 32 layers; the tower and what generate() does are as ever."""
-    monkeypatch.setattr(prompts, "Recorded", Graph)
-    monkeypatch.setattr(tokens, "Recorded", Graph)
+    """Of the tower's 24 and the language model's 32 layers; what generate() does is as ever."""
+    for module in (prompts, tokens, tower):
+        monkeypatch.setattr(module, "Recorded", Graph)
     model, recordings = thin_llava(), Recordings()
     schedule = [{"layer": 0, "keep_ratio": 0.2}, {"layer": 10, "keep_ratio": 0.7}, {"layer": 20, "keep_ratio": 0.5}]
     config = PruningConfig(method={"name": "vflowopt", "query_threshold": 30.0}, schedule=schedule)
@@ -150,7 +150,7 @@ def test_recordings_leave_the_host_next_to_nothing(monkeypatch: pytest.MonkeyPat
         prompt = dispatched(generate)
         cache = model(input_ids=IDS, pixel_values=PIXELS)[CACHE]
         token = dispatched(lambda: model(input_ids=torch.tensor([[9]]), **{CACHE: cache}))
-    unpruned, _, tower = stock
-    assert launched(prompt) - launched(tower) <= 90
+    unpruned = stock[0]
+    assert launched(prompt) <= 70
     assert waiting(prompt) <= waiting(unpruned) + 1
     assert launched(token) <= 12 and not waiting(token)

@@ -144,6 +144,19 @@ def test_a_tower_that_waits_is_tried_once() -> None:
     assert len(runs) == 4
 
 
+def test_a_recording_that_takes_too_much_is_tried_again_with_more_room() -> None:
+    model, recordings, runs = build("llava_clip"), Recordings(), []
+    inputs, recordings.limit_mib = sample(model), 1e-3
+    assert_declined(recordings, "MiB, more than limit_mib=0.001: raise it", lambda: encoded(model, inputs, recordings))
+    handle = modules_of(model).vision_layer(-1).register_forward_hook(Hook(lambda *_: runs.append(1)))
+    encoded(model, inputs, recordings)
+    assert len(runs) == 1
+    recordings.limit_mib = 1
+    encoded(model, inputs, recordings)
+    assert len(recordings) == 1
+    handle.remove()
+
+
 def foreign_hook(model: PreTrainedModel) -> Any:
     return modules_of(model).vision_layer(-2).register_forward_hook(lambda *_: None)
 
@@ -262,17 +275,18 @@ def test_nothing_of_a_recording_waits_or_comes_from_the_host(
     args, kwargs = tree_map_only(Tensor, lambda leaf: leaf.to("meta"), given[0])
     chosen = PruningConfig(method={"name": method}, schedule=[{"layer": 0, "keep_ratio": 0.4}])
     requests = [*chosen.vision_requests, *(EVERYTHING if name == "llava_clip" else REQUESTS)]
-    recordings, found, inside = Recordings(insist=True), [], tower_pruning(modules, chosen)
-    with ExitStack() as stack:
-        if inside is not None:
-            requests = chosen.vision_requests
-            inside.attach(stack)
-        note = watch_vision(modules, requests, (MEAN, STD), lambda *seen: found.extend(seen[-1]), inside, recordings)
-        stack.enter_context(note)
-        for _ in range(2):
-            model.model.get_image_features(*args, **kwargs)
+    found, inside = [], tower_pruning(modules, chosen)
+    for recordings in (None, Recordings(insist=True)):  # in what runs the eager way, too
+        with ExitStack() as stack:
+            if inside is not None:
+                requests = chosen.vision_requests
+                inside.attach(stack)
+            seen = (MEAN, STD), lambda *seen: found.extend(seen[-1]), inside, recordings
+            stack.enter_context(watch_vision(modules, requests, *seen))
+            for _ in range(2):
+                model.model.get_image_features(*args, **kwargs)
     assert len(recordings) == 1
-    assert found
+    assert len(found) >= 4
     assert all(tensor.is_meta for own in found for tensor in own.tensors().values())
 
 
