@@ -81,10 +81,14 @@ def measure_case(subject: Subject, batch: int, effort: Effort, peaks: Peaks, ski
     bounds = Bounds(subject.modules, prompts, peaks)
     rows = []
     for way in ways:
-        if (reason := skipped.get(way.name) or timed[way.name].failed) is not None:
+        held, note = way.recordings, way.note
+        reason = skipped.get(way.name) or timed[way.name].failed
+        if held is not None:
+            reason, note = reason or (None if len(held) else held.note), held.note
+        if reason is not None:
             rows.append(Row(variant=way.name, failed=reason))
             continue
-        row = Row(variant=way.name, note=way.note, first_token=timed[way.name].first, decoding=timed[way.name].token)
+        row = Row(variant=way.name, note=note, first_token=timed[way.name].first, decoding=timed[way.name].token)
         try:
             row = row.model_copy(update=bounds.of(way) | _inside(subject, prompts, way, timed[way.name], effort))
         except Exception as error:  # the times are there

@@ -26,7 +26,8 @@ def told_parts(modules: Modules, way: Variant, begin: Begin) -> Iterator[None]:
     """Tell which part of a call begins, inside the ``with`` block, in which a variant is in place.
 
     The variant is opened inside of the hooks that see the tower, which it watches, and its own hooks are between the
-    others. What is replayed is one part, selection and merging included.
+    others. What is replayed is one part, be it the tower with its
+    evidence, or the prefill with selection and merging.
 
     Args:
         modules: of the model.

@@ -87,16 +87,14 @@ def run(arguments: Arguments, say: Callable[[str], None], keep: Callable[[Report
     Raises:
         FlowpruneError: a shape, config, device, dtype or size is none, before anything is measured.
     """
-    shapes, session = (
-        [Shape.read(text) for text in arguments.shapes],
-        _Session(arguments, say, keep or (lambda report: None)),
-    )
+    shapes = [Shape.read(text) for text in arguments.shapes]
+    session = _Session(arguments, say, keep or (lambda report: None))
     for number, shape in enumerate(shapes):
         session.measure(shape, len(shapes) - number)
         _let_go()
     if session.report is None:
         raise FlowpruneError(f"Nothing was measured: {session.left_out[0]}")
-    return session.report
+    return session.report.model_copy(update={"left_out": session.left_out})
 
 
 class _Session:
@@ -144,7 +142,7 @@ class _Session:
         before = self.report or describe(model, self._peaks)
         cases = before.cases if case is None else [*before.cases, case]
         arguments = self._arguments.model_dump(mode="json")
-        found = {"arguments": arguments, "cases": cases, "sweep": sweep, "left_out": self.left_out}
+        found = {"arguments": arguments, "cases": cases, "sweep": sweep}
         self.report = before.model_copy(update=found)
         self._keep(self.report)
 

@@ -53,7 +53,8 @@ def measure_sweep(
                 names = () if effort.over else (UNPRUNED, PRUNED, RECORDED)
                 ways = variants(modules.model, config_at(retention), names)
                 timed = time_variants(modules.model, prompts, ways, replace(effort, new_tokens=0))
-                own = {name: each.first for name, each in timed.items() if not each.failed}
+                eager = [way.name for way in ways if way.recordings is not None and not len(way.recordings)]
+                own = {name: each.first for name, each in timed.items() if not each.failed and name not in eager}
                 unpruned = own.pop(UNPRUNED, None)
                 cells.append(
                     Cell(

@@ -22,6 +22,27 @@ RELEASED = {"query_threshold": 30.0, "entropy_weight": 0.0, "recycling_cell": 12
 RELEASED_RATIOS = (0.1166, 1.0, 0.6011)  # before the first layer, and those at one and two thirds of the depth
 
 
+class NotedRecordings(Recordings):
+    """Recordings that note what they cannot record, instead of warning.
+
+    Attributes:
+        reasons: in words.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(LIMIT_MIB)
+        self.reasons: list[str] = []
+
+    def tell(self, sentence: str) -> None:
+        if sentence not in self.reasons:
+            self.reasons.append(sentence)
+
+    @property
+    def note(self) -> str | None:
+        """All of them."""
+        return " ".join(self.reasons).rstrip(".") or None
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way of running a model.
@@ -40,7 +61,7 @@ class Variant:
     opened: Callable[[], AbstractContextManager[Any]] = nullcontext
     options: Mapping[str, Any] = field(default_factory=dict)
     note: str | None = None
-    recordings: Recordings | None = None
+    recordings: NotedRecordings | None = None
 
 
 def variants(model: PreTrainedModel, config: PruningConfig, names: Sequence[str] = ALL) -> list[Variant]:
@@ -53,7 +74,7 @@ def variants(model: PreTrainedModel, config: PruningConfig, names: Sequence[str]
     """
     compiled = model.device.type == "cuda"
     note = None if compiled else "not compiled: transformers compiles decoding on a GPU alone"
-    recordings = Recordings(LIMIT_MIB, insist=True)
+    recordings = NotedRecordings()
     found = [
         Variant(UNPRUNED),
         Variant(PRUNED, config, partial(prune, model, config)),

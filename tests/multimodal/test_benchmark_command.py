@@ -108,6 +108,17 @@ def test_a_variant_that_fails_says_why_in_its_row(model, monkeypatch):
     assert case.row(UNPRUNED).first_token > 0 and case.row(COMPILED).first_token > 0
 
 
+def test_what_cannot_be_recorded_says_why_in_its_row(model, monkeypatch):
+    def recordless(self, key, make, **_) -> None:
+        self.decline("of a test")
+
+    monkeypatch.setattr("multimodal.recording.recordings.Recordings.record", recordless)
+    arguments = running.Arguments(shapes=[model], batches=[1], repeats=1, new_tokens=1, device="cpu")
+    [case] = running.run(arguments, lambda _: None).cases
+    assert case.row(RECORDED).failed == "Not recorded, read the eager way: of a test"
+    assert case.row(PRUNED).first_token > 0
+
+
 def test_a_variant_that_fails_later_is_left_out_from_there_on(model, monkeypatch):
     calls = iter(range(100))
 
