@@ -81,7 +81,7 @@ def check_runs(client: MlflowClient, study: optuna.Study, parent_status: str = "
         assert child.info.status == ("FAILED" if trial.state == TrialState.FAIL else "FINISHED")
         assert child.data.tags["state"] == ("stopped early" if stopped_early(trial) else STATE[trial.state])
         assert child.info.end_time == milliseconds(trial.datetime_complete)
-        assert abs(child.info.start_time - milliseconds(trial.datetime_start)) < 20_000  # a busy machine is slow
+        assert abs(child.info.start_time - milliseconds(trial.datetime_start)) < 60_000  # a busy machine is slow
         metrics = child.data.metrics
         if trial.state == TrialState.FAIL:
             assert set(metrics) <= METRICS
