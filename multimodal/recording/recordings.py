@@ -4,7 +4,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from multimodal.recording.tower import RecordedTower
 
 MIB = 1 << 20
+MET = 4096  # buckets whose sightings are remembered
 
 
 class Recording(Protocol):
@@ -47,6 +48,7 @@ class Recordings:
         limit_mib: of device memory that recordings may hold; the ones used longest ago are let go.
         text_multiple: what text lengths are rounded up to a multiple of: fewer recordings, or less padding.
         new_tokens: of an answer that caches have room for; what comes after them is read the eager way.
+        sightings: how often a bucket is met until it is recorded; what is met less often is read the eager way.
         insist: whether what cannot be recorded is an error instead of a warning.
 
     Raises:
@@ -54,18 +56,27 @@ class Recordings:
     """
 
     def __init__(
-        self, limit_mib: int = 4096, *, text_multiple: int = 32, new_tokens: int = 256, insist: bool = False
+        self,
+        limit_mib: int = 4096,
+        *,
+        text_multiple: int = 32,
+        new_tokens: int = 256,
+        sightings: int = 1,
+        insist: bool = False,
     ) -> None:
-        for name, value in (("limit_mib", limit_mib), ("text_multiple", text_multiple), ("new_tokens", new_tokens)):
+        numbers = {"limit_mib": limit_mib, "text_multiple": text_multiple}
+        for name, value in (numbers | {"new_tokens": new_tokens, "sightings": sightings}).items():
             if value < 1:
                 raise FlowpruneError(f"{name} is {value}: it must be at least 1.")
         self.limit_mib = limit_mib
         self.text_multiple = text_multiple
         self.new_tokens = new_tokens
+        self.sightings = sightings
         self.insist = insist
         self.lock = threading.RLock()  # a recording serves one thread at a time
         self._made: OrderedDict[Hashable, Recording] = OrderedDict()
         self._refused: dict[Hashable, str] = {}  # why what was tried cannot be recorded
+        self._met: OrderedDict[Hashable, int] = OrderedDict()  # how often what is not recorded yet was met
         self._told: set[str] = set()
         self._pool: object = None
 
@@ -105,7 +116,7 @@ class Recordings:
         return self._made.get(key)
 
     def record(self, key: Hashable, make: Callable[[], Kind], alike: Hashable = None) -> Kind | None:
-        """Record something under a key; None: it cannot be, which was told.
+        """Record something under a key; None: not yet, or it cannot be, which was told.
 
         Args:
             key: which nothing is recorded under.
@@ -119,6 +130,8 @@ class Recordings:
         if (reason := self._refused.get(alike) or self._refused.get(large)) is not None:
             self.decline(reason)
             return None
+        if not self._often(key):
+            return None
         try:
             made = make()
         except torch.OutOfMemoryError:
@@ -128,14 +141,23 @@ class Recordings:
             self._refused[alike] = f"it cannot be recorded ({reason_of(error)})"
             self.decline(self._refused[alike])
             return None
-        self._made[key] = made
-        self.settle()
-        if key not in self._made:
+        if made.bytes > self.limit_mib * MIB:
             size = f"{-(-made.bytes // MIB)} MiB, more than limit_mib={self.limit_mib}"
             self._refused[large] = f"one recording takes {size}: raise it"
             self.decline(self._refused[large])
             return None
-        return cast(Kind, made)
+        self._made[key] = made
+        self.settle()
+        return made
+
+    def _often(self, key: Hashable) -> bool:
+        """Whether what is not recorded yet is met often enough now."""
+        met = self._met.pop(key, 0) + 1
+        if met < self.sightings:
+            self._met[key] = met
+            while len(self._met) > MET:
+                self._met.popitem(last=False)
+        return met >= self.sightings
 
     def settle(self) -> None:
         """Let go of what was used longest ago, until the rest keeps within the limit."""

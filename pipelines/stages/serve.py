@@ -72,7 +72,7 @@ class Serving:
             opened = self._workspace.model
             check_configs(opened, configs)
             most, mib = self._settings.max_tokens, engine.recordings_mib
-            recordings = Recordings(mib, new_tokens=most) if mib else None
+            recordings = Recordings(mib, new_tokens=most, sightings=2) if mib else None
             served = TransformersEngine(opened, configs, most, metrics, name, recordings)
         key = os.environ.get(KEY) or None
         self._endpoint = Endpoint(name, list(configs), served, self._settings, metrics, key)

@@ -303,6 +303,16 @@ def test_memory_is_bounded_and_told() -> None:
     assert not prompts_held(small)
 
 
+def test_what_is_met_once_need_not_be_recorded() -> None:
+    model, recordings = tiny("llava_siglip"), Recordings(sightings=2)
+    compare(model, CHOSEN, later(model), recordings)
+    assert not len(recordings)
+    compare(model, CHOSEN, batch([later(model)] * 2), recordings)
+    assert not prompts_held(recordings)
+    compare(model, CHOSEN, later(model, seed=2), recordings)
+    assert len(prompts_held(recordings)) == 1
+
+
 def test_what_was_used_longest_ago_is_let_go() -> None:
     model, recordings = tiny("llava_siglip"), held()
     rows = [batch([later(model)] * number) for number in (1, 2, 3)]
@@ -395,7 +405,7 @@ def test_what_fails_while_it_is_recorded_is_read_the_eager_way(
     assert len(tried) == 1 or isinstance(error, torch.OutOfMemoryError)
 
 
-@pytest.mark.parametrize("name", ["limit_mib", "text_multiple", "new_tokens"])
+@pytest.mark.parametrize("name", ["limit_mib", "text_multiple", "new_tokens", "sightings"])
 def test_numbers_that_cannot_be_are_refused(name: str) -> None:
     with pytest.raises(FlowpruneError, match=f"{name} is 0"):
         Recordings(**{name: 0})
