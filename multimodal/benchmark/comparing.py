@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from multimodal.benchmark.parts import EVIDENCE, SELECTION, TOWER
 from multimodal.benchmark.report import Report, Row
-from multimodal.benchmark.variants import COMPILED, UNPRUNED
+from multimodal.benchmark.variants import COMPILED, RECORDED, UNPRUNED
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def _of_row(row: Row, unpruned: Row) -> dict[str, Ratio]:
         found["speed-up of the first token"] = _speed_up(unpruned, row, unpruned.first_token, row.first_token)
         if unpruned.decoding is not None:
             found["speed-up of decoding"] = _speed_up(unpruned, row, unpruned.decoding, row.decoding)
-    if (share := pruning_share(row)) is not None:
+    if row.variant != RECORDED and (share := pruning_share(row)) is not None:  # where they are parts of replays
         found["evidence, selection and merging ÷ vision tower"] = Ratio(share, less_is_better=True)
     return found
 
