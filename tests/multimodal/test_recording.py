@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, StaticCache
 
 from multimodal import FlowpruneError, PruningConfig, Recordings, constants, prune
 from multimodal.families import modules_of
@@ -281,6 +281,19 @@ def test_a_static_cache_is_served() -> None:
             assert torch.equal(model.generate(**inputs, **options, cache_implementation="static"), expected)
     stock = model.generate(**inputs, **options)
     assert torch.equal(model.generate(**inputs, **options, cache_implementation="static"), stock)
+
+
+def test_a_static_cache_is_given_back_by_a_reset() -> None:
+    model = tiny("llava_siglip")
+    inputs = later(model)
+    cache = StaticCache(config=model.config, max_cache_len=200)
+    with prune(model, CHOSEN, recordings=held()):
+        model(**inputs, **{CACHE: cache})
+        spoken(model, cache, WORDS)
+    cache.reset()
+    assert type(cache) is StaticCache
+    expected = model(**inputs).logits[:, -1]
+    torch.testing.assert_close(model(**inputs, **{CACHE: cache}).logits[:, -1], expected, **EXACT)
 
 
 # memory
