@@ -42,6 +42,12 @@ class PrunedCache(Cache):
         new = queries if isinstance(queries, int) else len(queries)  # older versions pass positions
         return self.get_seq_length() + new, 0
 
+    @property
+    def max_batch_size(self) -> int:
+        # older versions use a static cache again where this fits, which one that was served does nowhere
+        own: Any = super()
+        return -1 if "static_layers" in vars(self) else own.max_batch_size
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[arg-type]
         self._change_rows(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
