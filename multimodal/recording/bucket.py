@@ -13,6 +13,8 @@ from multimodal.runtime.prompt import Prompt
 
 LEVEL = "level "  # names what is added to the tokens again after some layer
 
+Images = tuple[tuple[Layout, int, tuple[int, ...]], ...]  # layout, batch row and sources of each
+
 
 @dataclass(frozen=True)
 class Bucket:
@@ -26,7 +28,7 @@ class Bucket:
         reader: what reads: the model, where its weights are, its attention backend, and the config.
     """
 
-    images: tuple[tuple[Layout, int, tuple[int, ...]], ...]
+    images: Images
     rows: int
     text: int
     tensors: Hashable
@@ -43,47 +45,44 @@ class Bucket:
             reader: see above.
         """
         rows, length = prompt.valid.shape
-        visual = [0] * rows
-        for image in prompt.images:
-            visual[image.row] += image.layout.visual_tokens
+        images = tuple((image.layout, image.row, image.sources) for image in prompt.images)
+        visual = _visual_tokens(_by_row(images, rows))
         text = max(int((prompt.valid.sum(1) - visual).max()), length - max(visual))
         evidence = tuple((request, tuple(map(_kind, given))) for request, given in prompt.evidence.items())
         kinds = tuple((name, _kind(tensor, length_axis(name))) for name, tensor in tensors.items())
-        images = tuple((image.layout, image.row, image.sources) for image in prompt.images)
         return cls(images, rows, -(-max(text, 1) // multiple) * multiple, (evidence, kinds), reader)
 
     @property
     def length(self) -> int:
         """Tokens of the padded, unpruned prompt."""
-        return self.text + max(self._visual)
+        return self.text + max(_visual_tokens(self._layouts))
 
     @property
     def stays(self) -> int:
         """Text and newline tokens of a row, at most."""
-        newlines = [0] * self.rows
-        for layout, row, _ in self.images:
-            newlines[row] += len(layout.newlines)
-        return self.text + max(newlines)
+        return self.text + max(sum(len(layout.newlines) for layout in layouts) for layouts in self._layouts)
 
     @property
-    def _visual(self) -> list[int]:
-        visual = [0] * self.rows
-        for layout, row, _ in self.images:
-            visual[row] += layout.visual_tokens
-        return visual
+    def _layouts(self) -> list[list[Layout]]:
+        return _by_row(self.images, self.rows)
 
     def plan(self, config: PruningConfig, layers: int) -> Plan:
         """What rows have at most."""
-        by_row: list[list[Layout]] = [[] for _ in range(self.rows)]
-        for layout, row, _ in self.images:
-            by_row[row].append(layout)
-        return make_plan([(layouts, self.text) for layouts in by_row], config.schedule, layers)
+        return make_plan([(layouts, self.text) for layouts in self._layouts], config.schedule, layers)
 
     def padded(self, prompt: Prompt) -> Prompt:
         """One of its prompts, padded on the left to its length."""
         offset = self.length - prompt.valid.shape[1]
         images = [replace(image, index=image.index + offset) for image in prompt.images]
         return replace(prompt, valid=np.pad(prompt.valid, ((0, 0), (offset, 0))), images=images)
+
+
+def _by_row(images: Images, rows: int) -> list[list[Layout]]:
+    return [[layout for layout, own, _ in images if own == row] for row in range(rows)]
+
+
+def _visual_tokens(by_row: list[list[Layout]]) -> list[int]:
+    return [sum(layout.visual_tokens for layout in layouts) for layouts in by_row]
 
 
 def length_axis(name: str) -> int:

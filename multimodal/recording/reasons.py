@@ -68,6 +68,17 @@ def length_reason(modules: Modules, tokens: int) -> str | None:
     return None
 
 
+def _mode_reason(part: PreTrainedModel, device: torch.device) -> str | None:
+    """Why a part of a model cannot be recorded in the mode that it is called in, on a device; None: it can."""
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in part.parameters()):
+        return "gradients are on: call the model inside torch.inference_mode()"
+    if torch.is_autocast_enabled(device.type):
+        return "autocast is on: load the model in the dtype that it is to compute in"
+    if part.training:
+        return "the model is in training mode: call model.eval()"
+    return None
+
+
 def call_reason(text: PreTrainedModel, cache: Cache | None, kwargs: Mapping[str, Any]) -> str | None:
     """Why a call of the language model cannot be recorded; None: it can.
 
@@ -79,12 +90,8 @@ def call_reason(text: PreTrainedModel, cache: Cache | None, kwargs: Mapping[str,
     backend = text.config._attn_implementation
     if backend not in ("sdpa", "eager"):
         return f"{backend} finds out about padding while it runs: load the model with attn_implementation='sdpa'"
-    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in text.parameters()):
-        return "gradients are on: call the model inside torch.inference_mode()"
-    if text.training:
-        return "the model is in training mode: call model.eval()"
-    if torch.is_autocast_enabled(text.device.type):
-        return "autocast is on: load the model in the dtype that it is to compute in"
+    if (reason := _mode_reason(text, text.device)) is not None:
+        return reason
     for name, value in kwargs.items():
         if name not in PLAIN and (isinstance(value, torch.Tensor) or (name.startswith("output_") and value)):
             return f"{name} is asked for"
@@ -106,12 +113,8 @@ def tower_reason(tower: PreTrainedModel, pixels: Tensor, geometry: Geometry, lay
         geometry: of the model.
         layouts: of what is encoded.
     """
-    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in tower.parameters()):
-        return "gradients are on: call the model inside torch.inference_mode()"
-    if torch.is_autocast_enabled(pixels.device.type):
-        return "autocast is on: load the model in the dtype that it is to compute in"
-    if tower.training:
-        return "the model is in training mode: call model.eval()"
+    if (reason := _mode_reason(tower, pixels.device)) is not None:
+        return reason
     sizes = [patches for layout in layouts for patches in layout.views]
     whole = len(pixels) == (sum(sizes) if geometry.tower_grids(layouts) else len(sizes))
     if not whole or (pixels.ndim == 4 and len(set(sizes)) > 1):

@@ -78,8 +78,7 @@ class Slots(Cache):
                         len(segment.valid), 1, 1, slots, dtype=dtype, device=segment.valid.device
                     )
             mask, width = self.masks[start][:, 0, 0], segment.valid.shape[1]
-            seen = torch.zeros(segment.valid.shape, dtype=dtype, device=mask.device)
-            seen = seen if segment.bias is None else segment.bias.to(dtype)
+            seen = mask.new_zeros(segment.valid.shape) if segment.bias is None else segment.bias.to(dtype)
             mask[:, :width].copy_(seen.masked_fill(~segment.valid, hidden))
             mask[:, width:].fill_(hidden)
 
