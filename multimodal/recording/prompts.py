@@ -1,7 +1,6 @@
 """The pruned prefill of a bucket of prompts: selection, merging and every layer, recorded once."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,8 +81,8 @@ class RecordedPrompt:
         self._prompt = replace(bucket.padded(prompt), evidence=evidence, blocks=self._tensors.get("blocks"))
         self._form: Form
         self._load(prompt, tensors)
-        with constants_held() as self._constants, self._reading(read):
-            self._recorded = Recorded(self._run, device, pool)
+        with constants_held() as self._constants:
+            self._recorded = Recorded(self._run, device, pool, read)
 
     @property
     def bytes(self) -> int:
@@ -94,17 +93,7 @@ class RecordedPrompt:
     def replay(self, read: Read, prompt: Prompt, tensors: Mapping[str, Tensor]) -> None:
         """Read another prompt of the bucket; arguments as above."""
         self._load(prompt, tensors)
-        with self._reading(read):
-            self._recorded.replay()
-
-    @contextmanager
-    def _reading(self, read: Read) -> Iterator[None]:
-        """Hold on to a model only while it is read with."""
-        self._read = read
-        try:
-            yield
-        finally:
-            del self._read
+        self._recorded.replay(read)
 
     def _load(self, prompt: Prompt, tensors: Mapping[str, Tensor]) -> None:
         self._row.copy_(sendable(packed(self._numbers(prompt)), self._row.device), non_blocking=True)
@@ -124,7 +113,7 @@ class RecordedPrompt:
         numbers = numbers_of(moved, members_of(moved, together=True), own.stays, own.text)
         return numbers | {OFFSET: np.array([own.length - prompt.valid.shape[1]])}
 
-    def _run(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _run(self, read: Read) -> tuple[Tensor, Tensor, Tensor]:
         """The last hidden states, and everything else that is told, whole and real numbers apart."""
         reader, given = self._reader, self._tensors
         placed, offset = Placed.of(self._named), self._named[OFFSET]
@@ -133,7 +122,7 @@ class RecordedPrompt:
         levels = [given[name] for name in sorted(given) if name.startswith(LEVEL)]
         embeds, positions = reading.begin(given["embeds"], given["positions"], levels)
         self.slots.begin_prompt()
-        hidden = self._read(reading, inputs_embeds=embeds, position_ids=positions, cache=self.slots)
+        hidden = read(reading, inputs_embeds=embeds, position_ids=positions, cache=self.slots)
         self.slots.see(reading.segments, hidden.dtype)
         whole, real, self._form = told(reading, offset)
         return hidden, whole, real

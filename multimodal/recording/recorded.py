@@ -20,6 +20,7 @@ class Recorded(Generic[Output]):
             host, or have a shape that depends on data; run twice, it must leave what one run leaves.
         device: where.
         pool: of memory that graphs which never run at the same time share (``torch.cuda.graph_pool_handle()``).
+        given: that the function is called with, which is not kept: a model, which must not be kept alive.
 
     Attributes:
         output: what the function returned, any nesting of tensors; every replay writes it anew, in place.
@@ -29,42 +30,42 @@ class Recorded(Generic[Output]):
         RuntimeError: the function cannot be recorded.
     """
 
-    def __init__(self, function: Callable[[], Output], device: torch.device, pool: Any = None) -> None:
+    def __init__(self, function: Callable[..., Output], device: torch.device, pool: Any, *given: Any) -> None:
         self._function = function
         self._graph: torch.cuda.CUDAGraph | None = None
         self.bytes = 0
         if device.type == "cuda":
             with torch.cuda.device(device):
-                self.output = self._captured(device, pool)
+                self.output = self._captured(device, pool, given)
         else:
-            self.output = self._tried(device)
+            self.output = self._tried(device, given)
 
-    def _tried(self, device: torch.device) -> Output:
-        self._function()  # constants are made, libraries choose kernels and reserve workspaces
+    def _tried(self, device: torch.device, given: tuple[Any, ...]) -> Output:
+        self._function(*given)  # constants are made, libraries choose kernels and reserve workspaces
         with unwaiting(device):
-            return self._function()
+            return self._function(*given)
 
-    def _captured(self, device: torch.device, pool: Any) -> Output:
+    def _captured(self, device: torch.device, pool: Any, given: tuple[Any, ...]) -> Output:
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
-            self._tried(device)
+            self._tried(device, given)
         torch.cuda.current_stream(device).wait_stream(side)
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
         before, graph = torch.cuda.memory_reserved(device), torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # other threads go on
-            output = self._function()
+            output = self._function(*given)
         self._graph, self.bytes = graph, torch.cuda.memory_reserved(device) - before
         self.replay()  # a capture computes nothing
         return output
 
-    def replay(self) -> Output:
+    def replay(self, *given: Any) -> Output:
         """Compute the output of what the function's tensors hold now."""
         if self._graph is not None:
             self._graph.replay()
             return self.output
-        for own, new in zip(tree_leaves(self.output), tree_leaves(self._function()), strict=True):
+        for own, new in zip(tree_leaves(self.output), tree_leaves(self._function(*given)), strict=True):
             if isinstance(own, Tensor):
                 own.copy_(new)
         return self.output

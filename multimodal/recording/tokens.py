@@ -47,10 +47,8 @@ class RecordedToken:
             self._embeds, self._positions = torch.zeros_like(embeds), torch.zeros_like(positions)
         self._embeds.copy_(embeds)
         self._positions.copy_(positions)
-        self._read: Read | None = read  # held on to only while it reads
         with constants_held() as self._constants:
-            self._recorded = Recorded(self._run, embeds.device, pool)
-        self._read = None
+            self._recorded = Recorded(self._run, embeds.device, pool, read)
 
     @property
     def bytes(self) -> int:
@@ -66,21 +64,18 @@ class RecordedToken:
         """Read another token; arguments as above."""
         self._embeds.copy_(embeds)
         self._positions.copy_(positions)
-        self._read = read
-        self._recorded.replay()
-        self._read = None
+        self._recorded.replay(read)
 
     @property
     def hidden(self) -> Tensor:
         """The last hidden states of the token read last ``[B, 1, C]``, copied."""
         return self._recorded.output.clone()
 
-    def _run(self) -> Tensor:
+    def _run(self, read: Read) -> Tensor:
         embeds = self._embeds
         self._slots.begin_token()
-        assert self._read is not None
         step = _Step(self._reader, self._slots, len(embeds), embeds.device)
-        return self._read(step, inputs_embeds=embeds, position_ids=self._positions, cache=self._slots)
+        return read(step, inputs_embeds=embeds, position_ids=self._positions, cache=self._slots)
 
 
 class Lease:

@@ -89,12 +89,11 @@ class TowerRecording:
     def __init__(
         self, shown: Shown, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device, pool: Any
     ) -> None:
-        self._shown: Shown | None = shown
         given, self._form = tree_flatten((args, kwargs))
         with _plainly(), constants_held() as self._constants:
             self._given = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in given]
             try:
-                self._recorded = Recorded(self._run, device, pool)
+                self._recorded = Recorded(self._run, device, pool, shown)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
@@ -109,17 +108,15 @@ class TowerRecording:
 
     def replay(self, shown: Shown, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, list[VisionEvidence]]:
         """Encode other images of the same shape; arguments as above."""
-        self._shown = shown
         with _plainly():
             for own, new in zip(self._given, tree_leaves((args, kwargs)), strict=True):
                 if isinstance(own, Tensor):
                     own.copy_(new, non_blocking=True)
-            self._recorded.replay()
+            self._recorded.replay(shown)
         return self.taken()
 
     def taken(self) -> tuple[Any, list[VisionEvidence]]:
         """The output and the evidence of what was encoded last, in memory of their own."""
-        self._shown = None  # which holds the model
         copies: dict[Tensor, Tensor] = {}  # the last hidden state is there twice
 
         def copied(leaf: Any) -> Any:
@@ -130,10 +127,9 @@ class TowerRecording:
         output, stored = tree_map(copied, self._recorded.output)
         return output, [VisionEvidence(*each) for each in zip(self._views, stored, strict=True)]
 
-    def _run(self) -> tuple[Any, list[dict[Any, dict[str, Tensor]]]]:
+    def _run(self, shown: Shown) -> tuple[Any, list[dict[Any, dict[str, Tensor]]]]:
         args, kwargs = tree_unflatten(self._given, self._form)
-        assert self._shown is not None
-        output, evidence = self._shown(*args, **kwargs)
+        output, evidence = shown(*args, **kwargs)
         self._views = [own.views for own in evidence]
         return output, [{request: dict(stored) for request, stored in own.stored.items()} for own in evidence]
 

@@ -431,11 +431,11 @@ def test_numbers_that_cannot_be_are_refused(name: str) -> None:
 class Watched:
     """Stands in for a recording on a GPU: the function runs once, on tensors without data, and nothing may wait."""
 
-    def __init__(self, function: Any, device: torch.device, pool: Any) -> None:
+    def __init__(self, function: Any, device: torch.device, pool: Any, *given: Any) -> None:
         assert device.type == "cuda"
-        function()  # constants are made
+        function(*given)  # constants are made
         with unwaiting(device):
-            self.output = function()
+            self.output = function(*given)
         self.bytes = 0
 
 
